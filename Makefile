@@ -1,0 +1,58 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+EXTRA ?= cpu
+ARGS ?=
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+# uv from the PATH, else one of our own.
+UV := $(shell command -v uv 2>/dev/null)
+ifeq ($(UV),)
+UV := .venv-uv/bin/uv
+UV_NEEDED := $(UV)
+endif
+
+# On CPU torch comes from the wheels that PIP_FIND_LINKS names, else from PyTorch's own CPU index.
+ifeq ($(EXTRA),cpu)
+INSTALL_FLAGS := --overrides .ci/cpu-overrides.txt
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+else
+export UV_TORCH_BACKEND := cpu
+endif
+endif
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: setup
+setup: $(STAMP) ## install everything into .venv (EXTRA=gpu for CUDA)
+
+.venv-uv/bin/uv:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/pip install -q uv
+
+$(STAMP): pyproject.toml .ci/cpu-overrides.txt $(UV_NEEDED)
+	test -x $(VENV)/bin/python || $(UV) venv -q --python $(PYTHON) $(VENV)
+	$(UV) pip install -q --python $(VENV)/bin/python $(INSTALL_FLAGS) -e '.[$(EXTRA),dev]'
+	touch $@
+
+.PHONY: demo
+demo: $(STAMP) ## train a small model from nothing and show its accuracy before and after
+	$(VENV)/bin/grpo train recipes/tiny_cpu.yaml $(ARGS)
+
+.PHONY: check
+check: $(STAMP) ## lint, types and unit tests (under 90 s)
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+	$(VENV)/bin/pytest tests/unit $(ARGS)
+
+.PHONY: test
+test: $(STAMP) ## every test, vLLM and DeepSpeed end to end included
+	$(VENV)/bin/pytest tests/unit tests/e2e $(ARGS)
+
+.PHONY: clean
+clean: ## remove environments and caches; runs/ stays
+	rm -rf $(VENV) .venv-uv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

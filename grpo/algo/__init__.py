@@ -1,0 +1,7 @@
+"""The arithmetic of a step: pure functions from tensors to tensors, picked by name."""
+
+from grpo.algo.advantage import ADVANTAGES
+from grpo.algo.aggregate import AGGREGATORS
+from grpo.algo.surrogate import SURROGATES
+
+__all__ = ["ADVANTAGES", "AGGREGATORS", "SURROGATES"]

@@ -1,0 +1,74 @@
+"""`grpo check`: everything about a recipe that can be known without starting it."""
+
+from pathlib import Path
+
+from grpo.algo import ADVANTAGES, AGGREGATORS, SURROGATES
+from grpo.config import BenchmarkConfig, DataConfig, Recipe
+from grpo.data import load_rows
+from grpo.errors import UserError
+from grpo.learner.prepare import check_model_folder, looks_local
+from grpo.session import transport_of
+from grpo.verify import VERIFIERS
+
+Fact = tuple[str, str]
+
+
+def check_recipe(recipe: Recipe) -> list[Fact]:
+    """What the recipe comes to, as (what, value) rows. Raises UserError for what cannot work."""
+    steps = recipe.schedule.minibatches * recipe.schedule.passes
+    answers = recipe.rollout.prompts * recipe.rollout.group_size
+    ADVANTAGES.bind(recipe.advantage.name, recipe.advantage.options)
+    AGGREGATORS.bind(recipe.aggregate.name, recipe.aggregate.options)
+    SURROGATES.bind(recipe.surrogate.name, recipe.surrogate.options)
+    VERIFIERS.bind(recipe.verifier.name, recipe.verifier.options)
+    _check_placement(recipe)
+    facts = [
+        ("model", _check_model(recipe)),
+        ("data", _check_data(recipe.data)),
+        (
+            "answers per step",
+            f"{recipe.rollout.prompts} prompts x {recipe.rollout.group_size} = {answers}",
+        ),
+        ("optimizer steps per step", str(steps)),
+        ("estimator", f"{recipe.advantage.name}, {recipe.surrogate.name}, {recipe.aggregate.name}"),
+        ("weights travel by", transport_of(recipe)),
+    ]
+    for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
+        facts.append((f"benchmark {benchmark.name}", check_benchmark(benchmark)))
+    return facts
+
+
+def check_benchmark(benchmark: BenchmarkConfig) -> str:
+    VERIFIERS.bind(benchmark.verifier.name, benchmark.verifier.options)
+    return f"{_check_data(benchmark.data)}, {benchmark.samples} answers each"
+
+
+def _check_model(recipe: Recipe) -> str:
+    path, build = recipe.model.path, recipe.model.build
+    if build is not None:
+        return f"built: {build.layers} layers of {build.hidden_size}"
+    assert path is not None
+    if not looks_local(path):
+        return f"{path} (from the Hugging Face hub)"
+    if not Path(path).expanduser().is_dir():
+        raise UserError(f"model.path {path!r}: no such folder")
+    check_model_folder(Path(path).expanduser())
+    return path
+
+
+def _check_data(data: DataConfig) -> str:
+    if data.path is None and data.task is None:
+        return f"{data.name}: {data.hub} (from the Hugging Face hub)"
+    return f"{data.name}: {len(load_rows(data))} rows"
+
+
+def _check_placement(recipe: Recipe) -> None:
+    rollout = recipe.rollout
+    if recipe.placement == "colocated" and (
+        rollout.tensor_parallel != 1 or rollout.engines != recipe.learner.ranks
+    ):
+        raise UserError(
+            f"placement colocated shares each GPU between one engine and one learner rank: "
+            f"rollout.tensor_parallel is {rollout.tensor_parallel} (must be 1) and rollout.engines "
+            f"is {rollout.engines} (must equal learner.ranks, {recipe.learner.ranks})"
+        )

@@ -1,0 +1,359 @@
+"""What a run keeps on disk, written so that a kill at any moment leaves a state to resume from.
+
+One rule everywhere: write under a hidden name, fsync, rename. A name without a dot is whole.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grpo.errors import UserError
+
+# Keys that leave the run's arithmetic alone, or only say how far it goes: a resume may change them.
+HARMLESS_KEYS = (
+    "checkpoint",
+    "eval",
+    "learner.micro_batch_tokens",
+    "learner.timeout_s",
+    "logging",
+    "output",
+    "placement",
+    "rollout.engine",
+    "rollout.engines",
+    "rollout.tensor_parallel",
+    "rollout.timeout_s",
+    "schedule.steps",
+    "sync",
+    "verifier.timeout_s",
+    "verifier.workers",
+)
+STATE_FILE = "state.json"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MIB = 1024 * 1024
+
+
+def fsync_path(path: Path) -> None:
+    """Puts a file's content, or a directory's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; what was written there replaces `path` at the end,
+    or goes away where the block raises."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; [] where there is none. A last line that a crash cut short is
+    left out; any other line that is not JSON is a UserError."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    objects: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number == len(lines):  # no newline behind it: its write never finished
+                break
+            raise UserError(f"{path}, line {number} is not JSON: remove that line") from None
+    return objects
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """Where the driver stands after `step`; whatever has to be JSON to survive.
+
+    `cursor` is the data's place, `extra` holds the state of parts (anchor, RNG, in flight).
+    Tuples come back as lists.
+    """
+
+    step: int
+    policy_version: int
+    cursor: dict[str, Any]
+    tokens_seen: int
+    extra: dict[str, Any]
+
+    def save(self, folder: Path) -> None:
+        """Call it last: a checkpoint counts as complete once this file is there."""
+        with replacing(folder / STATE_FILE) as temporary:
+            temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TrainState":
+        path = folder / STATE_FILE
+        mend = "The checkpoint is not complete: resume from another one with --resume DIR"
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no {STATE_FILE}. {mend}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}). {mend}") from None
+        kinds = {"step": int, "policy_version": int, "cursor": dict, "tokens_seen": int}
+        kinds["extra"] = dict
+        if not isinstance(stored, dict) or stored.keys() != kinds.keys():
+            raise UserError(f"{path} should hold exactly {', '.join(kinds)}. {mend}")
+        for key, kind in kinds.items():
+            if not isinstance(stored[key], kind):
+                raise UserError(f"{path}: {key} is {stored[key]!r}, not {kind.__name__}. {mend}")
+        return cls(**stored)
+
+
+class RunFolder:
+    """The folder of one run. Only the holder of `lock()` may write into it."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.rollouts = self.path / "rollouts"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other run out of this folder; the kernel frees it when the process dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+b", buffering=0) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read().decode(errors="replace").strip() or "another process"
+                raise UserError(
+                    f"{self.path} is in use by {holder}: wait for it to end, "
+                    "or give this run another name with name=OTHER"
+                ) from None
+            # A forked child shares the lock; one that outlives a killed driver would keep it.
+            os.register_at_fork(after_in_child=handle.close)
+            handle.truncate(0)
+            handle.write(f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+            yield
+
+    def begin(self, resolved: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Writes the resolved recipe, and under `made_with` what it is run with."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        content = _plain({**resolved, "made_with": facts})
+        with replacing(self.recipe) as temporary:
+            text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+            temporary.write_text(text, encoding="utf-8")
+
+    def recipe_conflicts(self, resolved: dict[str, Any]) -> list[str]:
+        """Lines `key: was X, now Y` for what may not change between a run and its resume.
+
+        [] where nothing was stored yet.
+        """
+        if not self.recipe.exists():
+            return []
+        try:
+            stored = yaml.safe_load(self.recipe.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.recipe} is damaged ({error}): use another name=") from None
+        if not isinstance(stored, dict):
+            raise UserError(f"{self.recipe} is damaged (no mapping): use another name=")
+        stored.pop("made_with", None)
+        was, now = _flatten(stored), _flatten(_plain(resolved))
+        return [
+            f"{key}: was {_shown(was, key)}, now {_shown(now, key)}"
+            for key in sorted(was.keys() | now.keys())
+            if _shown(was, key) != _shown(now, key) and not _is_harmless(key)
+        ]
+
+    @contextmanager
+    def write_checkpoint(self, step: int, keep: int) -> Iterator[Path]:
+        """Yields a folder to fill, TrainState.save last; it becomes checkpoints/step_NNNNNN and
+        `latest` when the block ends, and vanishes when the block raises. Of the steps up to this
+        one, `keep` stay. A full disk is a UserError."""
+        assert keep >= 1, f"keep is {keep}"
+        name = f"step_{step:06d}"
+        writing = self.checkpoints / f".writing_{name}"
+        try:
+            self._sweep()
+            writing.mkdir(parents=True)
+            yield writing
+            self._publish(writing, name)
+        except BaseException as error:
+            full = self.checkpoints.exists() and _is_disk_full(error, self.checkpoints)
+            written_bytes = _size_bytes(writing)
+            shutil.rmtree(writing, ignore_errors=True)
+            if full:
+                raise self._disk_full_error(name, written_bytes, error) from error
+            raise
+        older = [path for number, path in self._steps() if number < step]
+        for path in older[: len(older) - (keep - 1)]:
+            self._discard(path)
+
+    def latest_checkpoint(self) -> Path | None:
+        """Where `latest` points if that is complete, else the highest complete step; changes
+        nothing, so it is safe beside a running trainer."""
+        latest = self.checkpoints / "latest"
+        if latest.is_symlink():
+            target = self.checkpoints / os.readlink(latest)
+            if _is_complete(target):
+                return target
+        # `.replaced_` is the only copy for the moment between two renames, see _publish.
+        for _, path in reversed(self._steps(prefixes=(".replaced_", ""))):
+            if _is_complete(path):
+                return path
+        return None
+
+    def rewind(self, step: int) -> None:
+        """Forgets the metrics and rollouts of later steps, and a half-written metrics line.
+
+        `latest` moves to this step where a checkpoint of it exists: a crash right after a resume
+        from an earlier checkpoint must not resume from the abandoned later one.
+        """
+        if self.metrics.exists():
+            kept = [row for row in read_json_lines(self.metrics) if row["step"] <= step]
+            with replacing(self.metrics) as temporary:
+                lines = "".join(json.dumps(row) + "\n" for row in kept)
+                temporary.write_text(lines, encoding="utf-8")
+        for path in self.rollouts.glob("step_*.parquet"):
+            number = re.fullmatch(r"step_(\d+)\.parquet", path.name)
+            if number and int(number[1]) > step:
+                path.unlink()
+        if _is_complete(self.checkpoints / f"step_{step:06d}"):
+            self._point_latest_to(f"step_{step:06d}")
+
+    def _steps(self, prefixes: tuple[str, ...] = ("",)) -> list[tuple[int, Path]]:
+        found: list[tuple[int, Path]] = []
+        for prefix in prefixes:
+            for path in self.checkpoints.glob(f"{prefix}step_*"):
+                number = re.fullmatch(re.escape(prefix) + r"step_(\d+)", path.name)
+                if number and path.is_dir():
+                    found.append((int(number[1]), path))
+        return sorted(found, key=lambda pair: pair[0])  # stable: a whole name wins over .replaced_
+
+    def _sweep(self) -> None:
+        """Clears what a killed process left."""
+        for pattern in (".writing_*", ".trash_*"):
+            for path in self.checkpoints.glob(pattern):
+                shutil.rmtree(path)
+        for path in self.checkpoints.glob(".replaced_*"):
+            original = path.with_name(path.name.removeprefix(".replaced_"))
+            if original.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(original)
+
+    def _publish(self, writing: Path, name: str) -> None:
+        for folder, _, files in os.walk(writing):
+            for file in files:
+                fsync_path(Path(folder) / file)
+            fsync_path(Path(folder))
+        final = self.checkpoints / name
+        replaced = self.checkpoints / f".replaced_{name}"
+        if final.exists():
+            final.rename(replaced)
+        writing.rename(final)
+        fsync_path(self.checkpoints)
+        self._point_latest_to(name)
+        if replaced.exists():
+            shutil.rmtree(replaced)
+
+    def _point_latest_to(self, name: str) -> None:
+        temporary = self.checkpoints / ".latest.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name)
+        os.replace(temporary, self.checkpoints / "latest")
+        fsync_path(self.checkpoints)
+
+    def _discard(self, path: Path) -> None:
+        # Renamed first: a half-deleted folder that still has its state.json would look complete.
+        trash = path.with_name(f".trash_{path.name}")
+        path.rename(trash)
+        shutil.rmtree(trash)
+
+    def _disk_full_error(self, name: str, written_bytes: int, error: BaseException) -> UserError:
+        free_mib = shutil.disk_usage(self.checkpoints).free / _MIB
+        last_good = self.latest_checkpoint()
+        go_on = (
+            f"The last good checkpoint is {last_good}: run the same command again and it goes on "
+            "from there."
+            if last_good
+            else "There is no earlier checkpoint: the same command starts again from step 0."
+        )
+        return UserError(
+            f"checkpoint {name}: the disk of {self.checkpoints} is full or over quota "
+            f"({error}). {written_bytes / _MIB:.1f} MiB were written and removed again, "
+            f"{free_mib:.1f} MiB are free now. Make room (checkpoint.keep=1 keeps fewer, "
+            f"output=DIR puts runs on another disk). {go_on}"
+        )
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """The same after a trip through JSON: tuples become lists, as they come back from YAML."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            flat |= _flatten(inner, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return repr(flat[key]) if key in flat else "not set"
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in HARMLESS_KEYS)
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        TrainState.load(folder)
+    except UserError:
+        return False
+    return True
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _is_disk_full(error: BaseException, folder: Path) -> bool:
+    """Whether this error, or one that it comes from, is a full disk.
+
+    torch.save and safetensors lose the errno, hence the words and the look at the disk.
+    """
+    if not isinstance(error, Exception):
+        return False  # Ctrl-C stays Ctrl-C
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _DISK_FULL:
+            return True
+        if any(os.strerror(code) in str(link) for code in _DISK_FULL):
+            return True
+        link = link.__cause__ or link.__context__
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _MIB // 4

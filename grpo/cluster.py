@@ -1,0 +1,259 @@
+"""Ray: starts the worker processes, calls them, and turns what goes wrong there into our errors.
+
+The only file that imports Ray. Everything it runs is a plain class that tests build without it.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from grpo.errors import RunError, UserError
+from grpo.learner.spec import LearnerSpec
+from grpo.rollout.engine import EngineSpec, engine_environment, on_gpu
+
+_TAIL_LINES = 15
+# Of one GPU, where a learner rank and an engine share it.
+_COLOCATED_SHARES = {"rollout": 0.4, "learner": 0.6}
+
+
+def _log_to(path: Path) -> None:
+    """Sends this process's output, and its children's, to a file of the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+
+
+class _Host:
+    """Runs one worker object in a process of its own; `make` imports the heavy libraries there."""
+
+    def __init__(self, make: Callable[[], Any], log: Path):
+        _log_to(log)
+        self._worker = make()
+
+    def call(self, method: str, *args: Any) -> Any:
+        return methodcaller(method, *args)(self._worker)
+
+
+class _AsyncHost(_Host):
+    """The same for workers whose methods are coroutines: many calls run at once."""
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await methodcaller(method, *args)(self._worker)
+
+
+def _make_rollout_worker(spec: EngineSpec) -> Any:
+    from grpo.rollout.worker import RolloutWorker
+
+    return RolloutWorker(spec)
+
+
+def _make_learner_rank(
+    spec: LearnerSpec, rank: int, world_size: int, address: str, port: int
+) -> Any:
+    from grpo.learner.rank import LearnerRank
+
+    return LearnerRank(spec, rank, world_size, address, port)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+class Worker:
+    """A handle on one worker process."""
+
+    def __init__(self, name: str, actor: Any, log: Path):
+        self.name = name
+        self.log = log
+        self._actor = actor
+
+    def call(self, method: str, *args: Any) -> "Call":
+        """Starts a call; its outcome is fetched with `gather` or `first_done`."""
+        return Call(self, method, self._actor.call.remote(method, *args))
+
+    def kill(self) -> None:
+        ray.kill(self._actor)
+
+    def log_tail(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join(lines[-_TAIL_LINES:])
+
+
+class Call:
+    """A call under way in a worker."""
+
+    def __init__(self, worker: Worker, method: str, ref: Any):
+        self.worker = worker
+        self.method = method
+        self.ref = ref
+
+    def result(self) -> Any:
+        """The outcome of a finished call. Raises UserError as it was raised there, RunError with
+        the worker's own words for anything else."""
+        try:
+            return ray.get(self.ref)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise RunError(
+                f"{self.worker.name} failed in {self.method}: "
+                f"{type(error.cause).__name__}: {error.cause}\nIts log: {self.worker.log}"
+            ) from error
+        except (ActorDiedError, RayActorError) as error:
+            raise RunError(
+                f"{self.worker.name} died during {self.method}. The end of its log "
+                f"({self.worker.log}):\n{self.worker.log_tail()}"
+            ) from error
+
+
+def first_done(calls: Sequence[Call], timeout_s: float) -> tuple[list[Call], list[Call]]:
+    """Splits calls into (finished, still running) as soon as one has finished or time is up."""
+    by_ref = {call.ref: call for call in calls}
+    done, running = ray.wait(list(by_ref), num_returns=1, timeout=timeout_s)
+    return [by_ref[ref] for ref in done], [by_ref[ref] for ref in running]
+
+
+def gather(calls: Iterable[Call], timeout_s: float) -> list[Any]:
+    """The results in order. The first failure of any call raises at once, without waiting for
+    the others; past the deadline, RunError names those that did not answer."""
+    calls = list(calls)
+    running = calls
+    deadline = time.monotonic() + timeout_s
+    while running:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            names = ", ".join(f"{call.worker.name} ({call.method})" for call in running)
+            raise RunError(f"no answer within {timeout_s:.0f} s from {names}")
+        done, running = first_done(running, left)
+        for call in done:
+            call.result()
+    return [call.result() for call in calls]
+
+
+class _Push:
+    """Hands a chunk of weights to every engine and waits; called from within learner rank 0."""
+
+    def __init__(self, actors: list[Any], timeout_s: float):
+        self._actors = actors
+        self._timeout_s = timeout_s
+
+    def __call__(self, info: dict[str, Any]) -> None:
+        refs = [actor.call.remote("receive", info) for actor in self._actors]
+        try:
+            ray.get(refs, timeout=self._timeout_s)
+        except GetTimeoutError as error:
+            raise RunError(f"engines took longer than {self._timeout_s:.0f} s") from error
+
+
+class Cluster:
+    """The Ray side of a run: a context manager that starts Ray (or joins RAY_ADDRESS) and, on
+    exit, leaves no process behind."""
+
+    def __init__(self, logs: Path, colocated: bool = False):
+        self._logs = logs.resolve()
+        self._colocated = colocated
+        self._workers: list[Worker] = []
+        self._group: Any = None
+
+    def __enter__(self) -> "Cluster":
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.kill()
+        ray.shutdown()
+
+    @property
+    def address(self) -> str:
+        return ray.util.get_node_ip_address()
+
+    def _start(
+        self, name: str, host: type[_Host], make: Callable[[], Any], **options: Any
+    ) -> Worker:
+        log = self._logs / f"{name}.log"
+        actor = ray.remote(host).options(num_cpus=0, **options).remote(make, log)
+        worker = Worker(name, actor, log)
+        self._workers.append(worker)
+        return worker
+
+    def _place(self, role: str, index: int, gpus: int) -> dict[str, Any]:
+        """Ray options that give a worker its GPUs."""
+        if not on_gpu():
+            return {}
+        if not self._colocated:
+            return {"num_gpus": gpus}
+        return {
+            "num_gpus": _COLOCATED_SHARES[role],
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=index
+            ),
+        }
+
+    def _pair(self, count: int) -> None:
+        """One bundle per GPU that a learner rank and an engine will share."""
+        if on_gpu() and self._colocated and self._group is None:
+            self._group = placement_group([{"GPU": 1.0}] * count)
+            ray.get(self._group.ready())
+
+    def rollout_workers(self, spec: EngineSpec, count: int, cores: str | None) -> list[Worker]:
+        """Starts the engines' processes; `call("start")` then brings the engines up."""
+        self._pair(count)
+        environment = engine_environment(cores) | self._environment()
+        return [
+            self._start(
+                f"rollout-{i}",
+                _AsyncHost,
+                partial(_make_rollout_worker, spec),
+                runtime_env={"env_vars": environment},
+                **self._place("rollout", i, spec.tensor_parallel),
+            )
+            for i in range(count)
+        ]
+
+    def learner_ranks(self, spec: LearnerSpec, count: int) -> list[Worker]:
+        """Starts the ZeRO-3 ranks; they meet each other while they are built."""
+        self._pair(count)
+        port = free_port()
+        environment = self._environment()
+        if not on_gpu():
+            environment["DS_ACCELERATOR"] = "cpu"
+        return [
+            self._start(
+                f"learner-{rank}",
+                _Host,
+                partial(_make_learner_rank, spec, rank, count, self.address, port),
+                runtime_env={"env_vars": environment},
+                **self._place("learner", rank, 1),
+            )
+            for rank in range(count)
+        ]
+
+    def push_to(self, workers: Sequence[Worker], timeout_s: float) -> Callable[..., None]:
+        """A function for the learner that hands weights to these engines."""
+        return _Push([worker._actor for worker in workers], timeout_s)
+
+    def _environment(self) -> dict[str, str]:
+        # Plugins are looked up in the working directory, as `python -m` would.
+        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
+        return {"PYTHONPATH": path}

@@ -1,0 +1,292 @@
+"""What a recipe may say: every key with its type, range and default.
+
+The pydantic models below are the reference; `grpo.loading` turns a YAML file, what it extends and
+the `key=value` overrides of the command line into one of them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors, values never change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Choice(BaseModel):
+    """A registered part and its options: `balanced`, or `{name: balanced, scope: batch}`.
+
+    The options are checked against the part's own signature by its registry.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_bare_name_has_no_options(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Columns(Section):
+    """Where a row keeps its parts: for each the candidates in order of preference.
+
+    A dot reaches into a nested value (`reward_model.ground_truth`); a column that holds a chat
+    (a list of role/content messages) gives the content of its last user message.
+    """
+
+    problem: list[str] = ["problem", "question", "prompt"]
+    answer: list[str] = ["answer", "final_answer", "reward_model.ground_truth"]
+    id: list[str] = ["id", "unique_id", "extra_info.index"]
+
+
+class DataConfig(Section):
+    """A declaration of prompts (`data/*.yaml`). Rows come from `path` if set, else from `task`
+    (generated), else from `hub` (a Hugging Face data set)."""
+
+    name: str
+    path: str | None = Field(default=None, description="a local .jsonl, .json or .parquet file")
+    task: Choice | None = Field(
+        default=None, description="a generated task, e.g. {name: arithmetic}"
+    )
+    hub: str | None = Field(default=None, description="a Hugging Face data set, e.g. org/name")
+    revision: str | None = None
+    hub_split: str = "train"
+    columns: Columns = Columns()
+    strip_prefix: str = Field(
+        default="", description="removed from the start of a problem where present"
+    )
+    strip_suffix: str = Field(
+        default="", description="removed from the end of a problem where present"
+    )
+    template: str = Field(
+        default="{problem}", description="the user message; {problem} is replaced"
+    )
+    system: str | None = None
+    chat: bool = Field(
+        default=False, description="wrap the message in the tokenizer's chat template"
+    )
+    rows: int | None = Field(default=None, ge=1, description="use the first rows only")
+    shuffle: bool = True
+    long_prompts: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if not (self.path or self.task or self.hub):
+            raise ValueError("needs a source: one of path, task or hub")
+        if "{problem}" not in self.template:
+            raise ValueError(f"template {self.template!r} has no {{problem}} in it")
+        return self
+
+
+class WarmStart(Section):
+    """Supervised training on worked solutions of a generated task, stopped early on purpose."""
+
+    data: DataConfig = Field(description="a generated task, whose rows have worked solutions")
+    until_accuracy: float = Field(default=0.33, gt=0, lt=1)
+    max_steps: int = Field(default=1000, ge=1)
+    check_every: int = Field(default=10, ge=1)
+    lr: float = Field(default=2e-3, gt=0)
+    batch_size: int = Field(default=128, ge=1)
+    max_tokens: int = Field(default=96, ge=1, description="longest answer when measuring")
+    held_out: int = Field(default=128, ge=1, description="prompts that the accuracy is measured on")
+
+
+class BuildConfig(Section):
+    """A small Qwen3 built on the spot, with a tokenizer of single characters and a few pieces."""
+
+    hidden_size: int = Field(default=128, ge=32)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    kv_heads: int = Field(default=4, ge=1)
+    head_dim: int = Field(default=32, description="vLLM on CPU takes 32, 64, 80, 96, 112, 128, ...")
+    intermediate_size: int = Field(default=512, ge=32)
+    context: int = Field(default=512, ge=32)
+    tie_embeddings: bool = True
+    alphabet: str = Field(description="every character that a prompt or an answer may hold")
+    pieces: list[str] = Field(
+        default=[r"\boxed{"], description="longer strings that are one token each"
+    )
+    warm_start: WarmStart | None = None
+
+
+class ModelConfig(Section):
+    path: str | None = Field(default=None, description="a folder or a Hugging Face name")
+    build: BuildConfig | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    gradient_checkpointing: bool = True
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "ModelConfig":
+        if (self.path is None) == (self.build is None):
+            raise ValueError("set exactly one of model.path and model.build")
+        return self
+
+
+class RolloutConfig(Section):
+    prompts: int = Field(default=128, ge=1, description="prompts per step")
+    group_size: int = Field(default=16, description="answers per prompt")
+    max_tokens: int = Field(default=8192, ge=1, description="longest answer")
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0, description="0: off")
+    engines: int = Field(default=1, ge=1, description="vLLM replicas")
+    tensor_parallel: int = Field(default=1, ge=1, description="devices per replica")
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="prompt plus answer; default: the model's"
+    )
+    engine: dict[str, Any] = Field(
+        default={}, description="passed to vLLM's AsyncEngineArgs as they are"
+    )
+    timeout_s: float = Field(default=3600, gt=0, description="longest wait for any one group")
+
+    @model_validator(mode="after")
+    def _a_group_has_siblings(self) -> "RolloutConfig":
+        if self.group_size < 2:
+            raise ValueError(
+                f"group_size is {self.group_size}; advantages compare siblings: use >= 2"
+            )
+        return self
+
+
+class VerifierConfig(Section):
+    name: str = "math"
+    options: dict[str, Any] = {}
+    workers: int = Field(default=2, ge=1, description="processes")
+    timeout_s: float = Field(
+        default=10.0, gt=0, description="a worker past it is killed and replaced"
+    )
+
+
+class FlatGroups(Section):
+    """Groups whose rewards are all equal carry no gradient. `replace` samples fresh prompts for
+    them (DAPO), `drop` leaves them out, `keep` leaves them in the denominators (GRPO)."""
+
+    mode: Literal["replace", "drop", "keep"] = "replace"
+    max_rounds: int = Field(default=10, ge=1, description="replace: give up after this many rounds")
+
+
+class LearnerConfig(Section):
+    ranks: int = Field(default=1, ge=1, description="DeepSpeed ZeRO-3 ranks")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(default=1e-6, gt=0)
+    warmup_steps: int = Field(default=10, ge=0, description="optimizer steps of linear warm-up")
+    lr_decay: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.1, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    grad_clip: float = Field(default=1.0, ge=0, description="0: off")
+    micro_batch_tokens: int = Field(
+        default=16384, ge=1, description="packed tokens per forward pass"
+    )
+    offload_optimizer: bool = False
+    timeout_s: float = Field(default=3600, gt=0, description="longest wait for a learner call")
+
+
+class ScheduleConfig(Section):
+    steps: int = Field(default=500, ge=1)
+    minibatches: int = Field(
+        default=1, ge=1, description="optimizer steps that share one pass over a batch"
+    )
+    passes: int = Field(default=1, ge=1, description="passes over each batch")
+    max_staleness: int = Field(default=0, ge=0, description="0: exactly on-policy")
+
+    @model_validator(mode="after")
+    def _only_on_policy_yet(self) -> "ScheduleConfig":
+        if self.max_staleness != 0:
+            raise ValueError("max_staleness > 0 (overlapped sampling) is not built yet: use 0")
+        return self
+
+
+class CanaryConfig(Section):
+    every: int = Field(default=1, ge=0, description="syncs between checks; 0: never")
+    tolerance: float | None = Field(
+        default=None, gt=0, description="default: 1e-3 float32, 0.3 bfloat16"
+    )
+
+
+class SyncConfig(Section):
+    transport: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    bucket_mib: int = Field(default=256, ge=1)
+    timeout_s: float = Field(default=300, gt=0, description="for one whole update")
+    canary: CanaryConfig = CanaryConfig()
+
+
+class CheckpointConfig(Section):
+    every: int = Field(default=50, ge=1, description="steps")
+    keep: int = Field(default=2, ge=1, description="older ones are deleted")
+
+
+class BenchmarkConfig(Section):
+    """One benchmark of an evaluation suite."""
+
+    name: str
+    data: DataConfig
+    samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=8192, ge=1)
+    verifier: Choice = Choice(name="math")
+
+
+class SuiteConfig(Section):
+    """`eval/*.yaml`: benchmarks that are run together."""
+
+    name: str
+    benchmarks: list[BenchmarkConfig] = Field(min_length=1)
+
+
+class EvalConfig(Section):
+    suite: SuiteConfig | None = None
+    at_start: bool = True
+    at_end: bool = True
+    every: int = Field(default=0, ge=0, description="steps; 0: only at start and end")
+
+
+class LoggingConfig(Section):
+    samples_every: int = Field(
+        default=10, ge=0, description="steps; 0: never print prompts and answers"
+    )
+    samples: int = Field(default=2, ge=1, description="how many of them")
+    rollouts: bool = Field(default=True, description="keep every rollout as parquet")
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb_project: str = "grpo"
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="also the folder under `output`")
+    output: str = "runs"
+    seed: int = Field(default=0, ge=0)
+    plugins: list[str] = Field(default=[], description="modules that register parts of your own")
+    placement: Literal["auto", "colocated", "disaggregated"] = "auto"
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    verifier: VerifierConfig = VerifierConfig()
+    advantage: Choice = Choice(name="group_norm")
+    aggregate: Choice = Choice(name="balanced")
+    surrogate: Choice = Choice(name="ppo_clip")
+    flat_groups: FlatGroups = FlatGroups()
+    learner: LearnerConfig = LearnerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    sync: SyncConfig = SyncConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _minibatches_hold_whole_groups(self) -> "Recipe":
+        if self.rollout.prompts < self.schedule.minibatches:
+            raise ValueError(
+                f"schedule.minibatches is {self.schedule.minibatches} but rollout.prompts is only "
+                f"{self.rollout.prompts}: a mini-batch holds whole groups"
+            )
+        return self

@@ -1,0 +1,61 @@
+"""All learner ranks as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo.cluster import Worker, gather
+from grpo.types import MicroBatch
+
+# Sums over tokens become means; `loss_sum` is the loss itself, summed over ranks.
+_MEANS = {
+    "entropy_sum": "learn/entropy",
+    "mismatch_sum": "mismatch/mean_abs",
+    "kl_sum": "learn/kl_old_new",
+    "clip_low_sum": "learn/clip_low_share",
+    "clip_high_sum": "learn/clip_high_share",
+}
+
+
+class LearnerGroup:
+    """Calls every rank in step; ZeRO-3 is collective, so no rank is ever called alone."""
+
+    def __init__(self, workers: Sequence[Worker], timeout_s: float):
+        self.workers = list(workers)
+        self._timeout_s = timeout_s
+
+    def load(self, minibatches: Sequence[Sequence[Sequence[MicroBatch]]]) -> None:
+        """`minibatches[k][rank]`: the micro-batches of mini-batch k for each rank."""
+        self._each("load", [(list(share),) for share in zip(*minibatches, strict=True)])
+
+    def remember_logprobs(self) -> None:
+        self.everywhere("remember_logprobs")
+
+    def step(self, index: int, number: int) -> dict[str, float]:
+        """One optimizer step; metrics under their logged names."""
+        ranks: list[dict[str, float]] = self.everywhere("step", index, number)
+        tokens = sum(rank["tokens"] for rank in ranks)
+        means = {name: sum(rank[key] for rank in ranks) / tokens for key, name in _MEANS.items()}
+        return means | {
+            "learn/loss": sum(rank["loss_sum"] for rank in ranks),
+            "learn/grad_norm": ranks[0]["grad_norm"],
+            "learn/lr": ranks[0]["lr"],
+        }
+
+    def score(self, token_ids: list[int]) -> list[float]:
+        return self.everywhere("score", token_ids)[0]
+
+    def save(self, folder: Path) -> None:
+        """Writes zero/ (to resume from) and hf/ (that transformers and vLLM load)."""
+        self.everywhere("save", folder / "zero")
+        self.everywhere("export", folder / "hf")
+
+    def restore(self, folder: Path) -> None:
+        self.everywhere("restore", folder / "zero")
+
+    def everywhere(self, method: str, *args: Any) -> list[Any]:
+        return gather([w.call(method, *args) for w in self.workers], self._timeout_s)
+
+    def _each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
+        calls = [w.call(method, *a) for w, a in zip(self.workers, args, strict=True)]
+        return gather(calls, self._timeout_s)

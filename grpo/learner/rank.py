@@ -1,0 +1,198 @@
+"""One ZeRO-3 rank of the learner: weighted sums in, an optimizer step out."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
+from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+from grpo.algo import SURROGATES
+from grpo.algo.surrogate import clip_fractions
+from grpo.learner.policy import load_policy, to_device
+from grpo.learner.spec import LearnerSpec, learning_rate
+from grpo.learner.zero import init_distributed, make_optimizer, zero_config
+from grpo.sync.buckets import torch_dtype
+from grpo.sync.source import ZeroSource
+from grpo.sync.transport import Meeting, Sender
+from grpo.types import MicroBatch
+
+
+class LearnerRank:
+    """Holds its shard of the policy. Plain Python: Ray wraps it, tests call it.
+
+    Collective: every rank must be given the same sequence of calls with as many micro-batches.
+    """
+
+    def __init__(self, spec: LearnerSpec, rank: int, world_size: int, address: str, port: int):
+        for plugin in spec.plugins:
+            importlib.import_module(plugin)
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        self._spec = spec
+        self._rank = rank
+        self._world_size = world_size
+        self._device = init_distributed(rank, world_size, address, port)
+        config = zero_config(spec.config, spec.dtype)
+        # Partitions the weights while from_pretrained loads them; must outlive the load.
+        self._zero_init = HfDeepSpeedConfig(config)
+        policy = load_policy(
+            spec.model, torch_dtype(spec.dtype), spec.temperature, spec.gradient_checkpointing
+        )
+        engine, *_ = deepspeed.initialize(
+            model=policy, optimizer=make_optimizer(policy, spec.config), config=config
+        )
+        self._engine: Any = engine
+        self._source = ZeroSource(policy.model, spec.dtype, spec.bucket_bytes)
+        self._surrogate = SURROGATES.bind(spec.surrogate.name, spec.surrogate.options)
+        self._sender: Sender | None = None
+        self._minibatches: list[list[MicroBatch]] = []
+        self._old_logprobs: list[list[torch.Tensor]] | None = None
+
+    # --- a step ---
+
+    def load(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:
+        """This rank's share of the mini-batches of one rollout step."""
+        self._minibatches = [[to_device(m, self._device) for m in part] for part in minibatches]
+        self._old_logprobs = None
+
+    def remember_logprobs(self) -> None:
+        """Scores every response under the weights that sampled it, before they change. Needed only
+        where the mini-batches take more than one optimizer step."""
+        with torch.no_grad():
+            self._old_logprobs = [
+                [self._forward(micro)[0] for micro in part] for part in self._minibatches
+            ]
+
+    def step(self, index: int, number: int) -> dict[str, float]:
+        """One optimizer step on mini-batch `index`; `number` counts them over the run from 0.
+
+        Returns sums over this rank's response tokens (keys ending in _sum, and `tokens`), and
+        values that all ranks share.
+        """
+        lr = learning_rate(self._spec.config, number, self._spec.optimizer_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        # DeepSpeed averages gradients over ranks; the weights are over all ranks already.
+        undo_averaging = self._world_size
+        totals: dict[str, float] = {}
+        for i, micro in enumerate(self._minibatches[index]):
+            logprobs_T, entropy_T = self._forward(micro)
+            old_T = self._old_logprobs[index][i] if self._old_logprobs else logprobs_T.detach()
+            objective_T = self._surrogate(logprobs_T, old_T, micro.advantages_N, micro.row_T)
+            loss = -(micro.weights_N[micro.row_T] * objective_T).sum()
+            self._engine.backward(loss * undo_averaging, scale_wrt_gas=False)
+            for key, value in self._measures(micro, logprobs_T.detach(), old_T, entropy_T).items():
+                totals[key] = totals.get(key, 0.0) + value
+            totals["loss_sum"] = totals.get("loss_sum", 0.0) + loss.item()
+        self._engine.step()
+        return totals | {"grad_norm": float(self._engine.get_global_grad_norm() or 0.0), "lr": lr}
+
+    def _forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._engine(
+            micro.input_ids_S,
+            micro.position_ids_S,
+            micro.cu_seqlens,
+            micro.predict_T,
+            micro.targets_T,
+        )
+
+    def _measures(
+        self,
+        micro: MicroBatch,
+        logprobs_T: torch.Tensor,
+        old_T: torch.Tensor,
+        entropy_T: torch.Tensor,
+    ) -> dict[str, float]:
+        """Sums over the tokens of real sequences, and the largest sampler mismatch."""
+        real_T = (micro.rows_N >= 0)[micro.row_T]
+        mismatch_T = (old_T - micro.sampler_logprobs_T).abs() * real_T
+        log_ratio_T = (logprobs_T - old_T) * real_T
+        low, high = clip_fractions(
+            logprobs_T,
+            old_T,
+            micro.advantages_N,
+            micro.row_T,
+            clip_low=self._spec.surrogate.options.get("clip_low", 0.2),
+            clip_high=self._spec.surrogate.options.get("clip_high", 0.28),
+        )
+        tokens = float(real_T.sum())
+        return {
+            "tokens": tokens,
+            "entropy_sum": float((entropy_T * real_T).sum()),
+            "mismatch_sum": float(mismatch_T.sum()),
+            # k3 estimate of KL(old || new), of Schulman's note on approximating KL.
+            "kl_sum": float((torch.expm1(log_ratio_T) - log_ratio_T).sum()),
+            "clip_low_sum": float(low) * tokens,
+            "clip_high_sum": float(high) * tokens,
+        }
+
+    def score(self, token_ids: Sequence[int]) -> list[float]:
+        """Logprobs of tokens 1.. of a sequence, each given all tokens before it."""
+        ids = torch.tensor(list(token_ids), device=self._device)
+        length = len(token_ids)
+        with torch.no_grad():
+            logprobs, _ = self._engine(
+                ids,
+                torch.arange(length, device=self._device),
+                torch.tensor([0, length], dtype=torch.int32, device=self._device),
+                torch.arange(length - 1, device=self._device),
+                ids[1:],
+            )
+        return logprobs.tolist()
+
+    # --- weights to the engines ---
+
+    def open_transport(self, meeting: Meeting, push: Callable[..., None]) -> None:
+        """Meets the engines. `push` hands them a chunk, for the transport whose learner drives."""
+        self._sender = self._make_sender(meeting, push)
+        self._sender.open()
+
+    def _make_sender(self, meeting: Meeting, push: Callable[..., None]) -> Sender:
+        # Imported here: the GPU transports need vLLM, which takes a CPU learner 10 s to load.
+        if self._spec.transport == "gloo":
+            from grpo.sync.gloo import GlooSender
+
+            return GlooSender(self._source, meeting)
+        if self._spec.transport == "nccl":
+            from grpo.sync.nccl import NcclSender
+
+            return NcclSender(self._source, meeting)
+        from grpo.sync.ipc import IpcSender
+
+        return IpcSender(self._source, meeting, push)
+
+    def update_info(self) -> dict[str, Any]:
+        assert self._sender is not None, "open_transport comes first"
+        return self._sender.update_info()
+
+    def send(self) -> None:
+        assert self._sender is not None, "open_transport comes first"
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # the optimizer's last writes, before other streams read
+        self._sender.send()
+
+    def num_weight_bytes(self) -> int:
+        return sum(meta.num_bytes for meta in self._source.metas)
+
+    # --- disk ---
+
+    def save(self, folder: Path) -> None:
+        """The sharded optimizer state and weights, for resume with as many ranks."""
+        self._engine.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=False)
+
+    def restore(self, folder: Path) -> None:
+        self._engine.load_checkpoint(str(folder), tag="zero")
+
+    def export(self, folder: Path) -> None:
+        """A Hugging Face folder (weights, config, tokenizer) that transformers and vLLM load."""
+        weights = {name: t.cpu().clone() for name, t in self._source.named_tensors()}
+        if self._rank == 0:
+            self._engine.module.model.save_pretrained(folder, state_dict=weights)
+            AutoTokenizer.from_pretrained(self._spec.model).save_pretrained(folder)
+        if self._world_size > 1:
+            dist.barrier()

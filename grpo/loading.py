@@ -1,0 +1,237 @@
+"""From a YAML file, what it extends and the command line's `key=value`s to a checked recipe."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from grpo.config import Choice, DataConfig, Recipe, SuiteConfig
+from grpo.errors import UserError
+from grpo.registry import nearest
+
+Model = TypeVar("Model", bound=BaseModel)
+Key = tuple[str | int, ...]
+Marks = dict[Key, str]
+
+# A string here names a file to extend; so does an item of a list under "benchmarks".
+_FILE_KEYS = ("data", "suite")
+_FILE_LISTS = ("benchmarks",)
+# The name of another part under these keys leaves the base's options behind.
+_CHOICE_KEYS = ("task", "advantage", "aggregate", "surrogate", "verifier")
+_COMMAND_LINE = "command line"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose floats follow version 1.2, so that 5e-5 is a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+# The 1.1 integer pattern is tried first and keeps plain integers integers.
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Raises UserError naming every bad key with its file and line."""
+    return _load(Recipe, Path(path), overrides)
+
+
+def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> SuiteConfig:
+    return _load(SuiteConfig, Path(path), overrides)
+
+
+def load_data(path: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
+    return _load(DataConfig, Path(path), overrides)
+
+
+def resolved(model: BaseModel) -> dict[str, Any]:
+    """Every key with its value, as plain data that YAML and JSON can hold."""
+    return model.model_dump(mode="json")
+
+
+def _load(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
+    marks: Marks = {}
+    tree = _read(_find(str(path), None), (), marks, ())
+    for override in overrides:
+        tree = _override(tree, override, marks)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, kind, marks, path)) from None
+
+
+def _find(name: str, near: Path | None) -> Path:
+    """Looks in the working directory, beside the file that names it, then one folder up."""
+    places = [Path(name)]
+    if near is not None and not Path(name).is_absolute():
+        places += [near.parent / name, near.parent.parent / name]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(
+        f"no file {name!r}; looked for {', '.join(str(place.absolute()) for place in places)}"
+    )
+
+
+def _read(path: Path, at: Key, marks: Marks, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's mapping with everything that it extends merged in. `at` is where it goes."""
+    if path.resolve() in chain:
+        names = " -> ".join(str(p) for p in (*chain, path.resolve()))
+        raise UserError(f"files extend each other in a circle: {names}")
+    try:
+        node = yaml.compose(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path}: expected a mapping of keys to values at the top")
+    mine: Marks = {}
+    tree = _plain(node, at, path, mine)
+    out = _extend(tree, at, path, marks, (*chain, path.resolve()))
+    marks |= mine
+    return out
+
+
+def _plain(node: yaml.Node, at: Key, path: Path, marks: Marks) -> Any:
+    """The node as plain data; `marks` learns the file and line of every key."""
+    if isinstance(node, yaml.MappingNode):
+        out: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            line = f"{path}:{key_node.start_mark.line + 1}"
+            if key in out:
+                raise UserError(f"{line}: key {key!r} stands twice in one mapping: keep one")
+            marks[(*at, key)] = line
+            out[key] = _plain(value_node, (*at, key), path, marks)
+        return out
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, (*at, i), path, marks) for i, item in enumerate(node.value)]
+    constructor = _Loader("")
+    return constructor.construct_object(node, deep=True)
+
+
+def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...]) -> Any:
+    """Replaces every `extends: FILE`, and every string that stands for one, by what it names."""
+    if isinstance(tree, list):
+        names_files = bool(at) and at[-1] in _FILE_LISTS
+        items = [{"extends": i} if names_files and isinstance(i, str) else i for i in tree]
+        return [_extend(item, (*at, i), path, marks, chain) for i, item in enumerate(items)]
+    if not isinstance(tree, dict):
+        return tree
+    own: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key in _FILE_KEYS and isinstance(value, str):
+            value = {"extends": value}
+        own[key] = _extend(value, (*at, key), path, marks, chain)
+    base_name = own.pop("extends", None)
+    if base_name is None:
+        return own
+    return _merge(_read(_find(str(base_name), path), at, marks, chain), own)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = _merged_choice(old, value) if key in _CHOICE_KEYS else _merged(old, value)
+    return out
+
+
+def _merged(old: Any, new: Any) -> Any:
+    return _merge(old, new) if isinstance(old, dict) and isinstance(new, dict) else new
+
+
+def _merged_choice(old: Any, new: Any) -> Any:
+    """A part of the same name keeps the options that the newer one does not set."""
+    old = {"name": old} if isinstance(old, str) else old
+    new = {"name": new} if isinstance(new, str) else new
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    if "name" in new and new["name"] != old.get("name"):
+        # A recipe's verifier also has its pool's settings, which are not the part's options.
+        kept = {k: v for k, v in old.items() if k in ("workers", "timeout_s")}
+        return kept | new
+    return _merge(old, new)
+
+
+def _override(tree: dict[str, Any], text: str, marks: Marks) -> dict[str, Any]:
+    """The tree with one `a.b.c=value` applied."""
+    dotted, equals, raw = text.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"{text!r}: expected key=value, e.g. learner.lr=1e-5")
+    try:
+        value = yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r}: the value is not valid YAML: {error}") from None
+    path: list[str | int] = [int(p) if p.isdigit() else p for p in dotted.split(".")]
+    nested: Any = value
+    for part in reversed(path[1:]):
+        nested = {part: nested}
+    marks[tuple(path)] = _COMMAND_LINE
+    change = _extend({path[0]: nested}, (), Path("."), marks, ())
+    return _merge_at(tree, change, dotted)
+
+
+def _merge_at(tree: Any, change: dict[Any, Any], dotted: str) -> Any:
+    """Like _merge, and an integer key reaches into a list."""
+    if isinstance(tree, list):
+        (index, value), *_ = change.items()
+        if not isinstance(index, int) or index >= len(tree):
+            raise UserError(f"{dotted}: {index!r} is no position in a list of {len(tree)}")
+        out = list(tree)
+        nested = isinstance(value, dict) and isinstance(tree[index], dict | list)
+        out[index] = _merge_at(tree[index], value, dotted) if nested else value
+        return out
+    out = dict(tree)
+    for key, value in change.items():
+        old = out.get(key)
+        if key in _CHOICE_KEYS:
+            out[key] = _merged_choice(old, value)
+        elif isinstance(old, dict | list) and isinstance(value, dict) and value:
+            out[key] = _merge_at(old, value, dotted)
+        else:
+            out[key] = value
+    return out
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], marks: Marks, path: Path) -> str:
+    lines = []
+    for problem in error.errors():
+        at: Key = problem["loc"]
+        dotted = ".".join(str(part) for part in at) or kind.__name__.lower()
+        where = _mark(at, marks) or str(path)
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(kind, at[:-1])
+            lines.append(f"{where}: unknown key {dotted!r}{nearest(str(at[-1]), known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: key {dotted!r} is missing")
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            got = "" if problem["type"] == "value_error" else f", got {problem['input']!r}"
+            lines.append(f"{where}: {dotted}: {said}{got}")
+    return "\n".join(lines)
+
+
+def _mark(at: Key, marks: Marks) -> str | None:
+    """The line of the key, or of the nearest key above it."""
+    for end in range(len(at), 0, -1):
+        if at[:end] in marks:
+            return marks[at[:end]]
+    return None
+
+
+def _known_keys(kind: type[BaseModel], at: Key) -> list[str]:
+    """The keys of the section at this place."""
+    section = kind
+    for part in at:
+        if isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            inner = [annotation, *get_args(annotation)]
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            if models and not issubclass(models[0], Choice):
+                section = models[0]
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""Sampling: one vLLM AsyncLLM per rollout worker."""

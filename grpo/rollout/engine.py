@@ -1,0 +1,78 @@
+"""Which vLLM engine a rollout worker runs, and under which environment."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# KV cache on CPU is taken from main memory; vLLM would otherwise ask for most of the machine.
+CPU_KV_CACHE_BYTES = 1 << 30
+# Small blocks let the siblings of a short prompt share its cache (the CPU default is 128).
+CPU_BLOCK_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a rollout worker needs to start its engine. `extra` goes to AsyncEngineArgs as it is."""
+
+    model: str
+    dtype: str
+    seed: int
+    max_model_len: int | None
+    tensor_parallel: int
+    transfer_backend: str
+    extra: dict[str, Any]
+
+
+def on_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def engine_environment(cores: str | None = None) -> dict[str, str]:
+    """Environment variables of a rollout worker process, set before vLLM is imported."""
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_CONFIGURE_LOGGING": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if on_gpu():
+        # CUDA IPC handles cross vLLM's own process boundary as pickles.
+        variables["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    else:
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = cores or "auto"
+    return variables
+
+
+def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
+    """Keyword arguments for vLLM's AsyncEngineArgs."""
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "dtype": spec.dtype,
+        "seed": spec.seed,
+        "max_model_len": spec.max_model_len,
+        "tensor_parallel_size": spec.tensor_parallel,
+        # Logprobs of the distribution that was sampled from, temperature included.
+        "logprobs_mode": "processed_logprobs",
+        # Token ids go in and out; the worker detokenises outside the engine.
+        "skip_tokenizer_init": True,
+        # The model's own top_p and top_k must not leak into sampling.
+        "generation_config": "vllm",
+        "enable_log_requests": False,
+        "disable_log_stats": True,
+        "weight_transfer_config": {"backend": spec.transfer_backend},
+    }
+    if on_gpu():
+        arguments |= {
+            "enable_sleep_mode": spec.transfer_backend == "ipc",
+            # float32 logits, as the learner computes them.
+            "hf_overrides": {"head_dtype": "float32"},
+        }
+    else:
+        arguments |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
+            "block_size": CPU_BLOCK_SIZE,
+        }
+    return arguments | spec.extra

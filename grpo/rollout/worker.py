@@ -1,0 +1,160 @@
+"""One vLLM engine that samples groups and takes new weights while it runs."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+from vllm import SamplingParams
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from grpo.rollout.engine import EngineSpec, engine_arguments
+from grpo.rollout.sampling import Sampling
+from grpo.types import Group, Prompt, Response, VersionSpan
+
+
+class RolloutWorker:
+    """Samples groups, is told of new weights, scores fixed tokens. Plain Python: Ray wraps it.
+
+    All methods are coroutines on one event loop; many `sample` calls run at once.
+    """
+
+    def __init__(self, spec: EngineSpec):
+        self._spec = spec
+        self._tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        self._stop_token_ids = stop_tokens(spec.model, self._tokenizer.eos_token_id)
+        self._open = asyncio.Event()
+        self._running: set[str] = set()
+        self._version = 0
+
+    async def start(self) -> None:
+        """Starts the engine; takes tens of seconds."""
+        args = AsyncEngineArgs(**engine_arguments(self._spec))
+        self._engine = AsyncLLM.from_engine_args(args)
+        await self._engine.update_weight_version("0")
+        self._open.set()
+
+    async def sample(self, prompt: Prompt, count: int, sampling: Sampling, seed: int) -> Group:
+        """`count` answers to one prompt, each a request of its own with seed + its index."""
+        await self._open.wait()
+        name = f"{prompt.serial}-{seed}"
+        responses = await asyncio.gather(
+            *(self._one(f"{name}-{i}", prompt, sampling, seed + i) for i in range(count))
+        )
+        return Group(prompt, tuple(responses))
+
+    async def _one(self, name: str, prompt: Prompt, sampling: Sampling, seed: int) -> Response:
+        params = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            stop_token_ids=self._stop_token_ids,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._running.add(name)
+        final: CompletionOutput | None = None
+        try:
+            tokens: Any = {"prompt_token_ids": list(prompt.token_ids)}
+            async for output in self._engine.generate(tokens, params, name):
+                final = output.outputs[0]
+        finally:
+            self._running.discard(name)
+        assert final is not None, f"vLLM ended request {name} without an output"
+        return self._response(final)
+
+    def _response(self, output: CompletionOutput) -> Response:
+        token_ids = np.asarray(output.token_ids, dtype=np.int32)
+        logprobs: Any = output.logprobs
+        flat = np.asarray(logprobs.logprobs if logprobs else [], dtype=np.float32)
+        assert len(flat) == len(token_ids), "one logprob per sampled token"
+        spans = tuple(
+            VersionSpan(int(span.version), span.start, span.end)
+            for span in output.weight_versions or []
+        ) or (VersionSpan(self._version, 0, len(token_ids)),)
+        reason = output.finish_reason
+        return Response(
+            token_ids=token_ids,
+            sampler_logprobs=flat,
+            # vLLM's "repetition" ends a degenerate answer early: cut short, like "length".
+            finish_reason=reason if reason in ("stop", "abort") else "length",
+            versions=spans,
+            text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
+        )
+
+    async def abort(self) -> None:
+        """Ends every running request; their groups come back with finish_reason "abort"."""
+        await self._engine.abort(list(self._running))
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """Logprobs of tokens 1.. of a fixed sequence, each given all tokens before it."""
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        tokens: Any = {"prompt_token_ids": token_ids}
+        scored: list[Any] = []
+        async for output in self._engine.generate(tokens, params, f"score-{self._version}"):
+            scored = list(output.prompt_logprobs or [])
+        return [
+            position[token].logprob
+            for position, token in zip(scored[1:], token_ids[1:], strict=True)
+        ]
+
+    async def pause(self) -> None:
+        """Holds back new requests, freezes running ones and drops every cached key and value."""
+        self._open.clear()
+        await self._engine.pause_generation(mode="keep", clear_cache=True)
+
+    async def resume(self) -> None:
+        await self._engine.resume_generation()
+        self._open.set()
+
+    async def init_transfer(self, info: dict[str, Any]) -> None:
+        """Joins the learner's transport; returns when both sides have met."""
+        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+
+    async def start_update(self) -> None:
+        await self._engine.start_weight_update()
+
+    async def receive(self, info: dict[str, Any]) -> None:
+        """Takes one chunk of weights; runs at the same time as the learner's send."""
+        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+
+    async def finish_update(self, version: int) -> None:
+        await self._engine.finish_weight_update(weight_version=str(version))
+        self._version = version
+
+    async def sleep(self) -> None:
+        """Frees the device memory of weights and cache (colocated placement)."""
+        self._open.clear()
+        await self._engine.sleep(level=2)
+
+    async def wake(self, part: str) -> None:
+        """Takes device memory back: part is "weights" before an update, "kv_cache" after it."""
+        await self._engine.wake_up(tags=[part])
+
+    async def stop(self) -> None:
+        self._engine.shutdown()
+
+
+def stop_tokens(model: str, eos_token_id: int | None) -> list[int]:
+    """The tokenizer's end token and those of the model's generation_config.json."""
+    from transformers import GenerationConfig
+
+    stops = [] if eos_token_id is None else [eos_token_id]
+    try:
+        configured = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # the model ships none
+        configured = None
+    if isinstance(configured, int):
+        configured = [configured]
+    return sorted({*stops, *(configured or [])})

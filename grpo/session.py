@@ -1,0 +1,146 @@
+"""Everything that a run or an evaluation has open: engines, learner, verifiers, tokenizer."""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from grpo.cluster import Cluster, gather
+from grpo.config import Recipe
+from grpo.console import Screen
+from grpo.errors import UserError
+from grpo.learner.group import LearnerGroup
+from grpo.learner.prepare import context_length
+from grpo.learner.spec import LearnerSpec
+from grpo.rollout.engine import EngineSpec, on_gpu
+from grpo.rollout.pool import RolloutPool
+from grpo.sync.transport import BACKENDS, pick_transport
+
+
+def import_plugins(names: list[str]) -> None:
+    """Imports modules that register parts, from the working directory or the environment."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"plugins: cannot import {name!r} ({error}): it must be installed, or a module in "
+                f"the working directory {os.getcwd()}"
+            ) from error
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; the step under way was finished or dropped whole."""
+
+
+class StopRequest:
+    """The first Ctrl-C (or SIGTERM) asks for a clean stop, the second stops at once."""
+
+    def __init__(self, screen: Screen):
+        self._screen = screen
+        self.asked = False
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._screen.warn("stopping after saving the last finished step; once more stops at once")
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        old = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+
+def is_colocated(recipe: Recipe) -> bool:
+    return recipe.placement == "colocated"
+
+
+def transport_of(recipe: Recipe) -> str:
+    return pick_transport(recipe.sync.transport, on_gpu=on_gpu(), colocated=is_colocated(recipe))
+
+
+def model_length(recipe: Recipe, model: str) -> int:
+    """The longest prompt plus answer, checked against the model's context."""
+    context = context_length(model)
+    length = recipe.rollout.max_model_len or context
+    if length > context:
+        raise UserError(
+            f"rollout.max_model_len is {length}, but the model's context is {context}: lower it"
+        )
+    if recipe.rollout.max_tokens >= length:
+        raise UserError(
+            f"rollout.max_tokens is {recipe.rollout.max_tokens}, which leaves no room for a prompt "
+            f"in a context of {length} tokens: lower it"
+        )
+    return length
+
+
+def engine_spec(recipe: Recipe, model: str, transport: str) -> EngineSpec:
+    return EngineSpec(
+        model=model,
+        dtype=recipe.model.dtype,
+        seed=recipe.seed,
+        max_model_len=model_length(recipe, model),
+        tensor_parallel=recipe.rollout.tensor_parallel,
+        transfer_backend=BACKENDS[transport],
+        extra=recipe.rollout.engine,
+    )
+
+
+def learner_spec(recipe: Recipe, model: str, transport: str) -> LearnerSpec:
+    schedule = recipe.schedule
+    cores = os.cpu_count() or 1
+    return LearnerSpec(
+        model=model,
+        dtype=recipe.model.dtype,
+        temperature=recipe.rollout.temperature,
+        gradient_checkpointing=recipe.model.gradient_checkpointing,
+        config=recipe.learner,
+        surrogate=recipe.surrogate,
+        optimizer_steps=schedule.steps * schedule.passes * schedule.minibatches,
+        transport=transport,
+        bucket_bytes=recipe.sync.bucket_mib << 20,
+        plugins=tuple(recipe.plugins),
+        threads=None if on_gpu() else max(1, cores // recipe.learner.ranks),
+    )
+
+
+def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[RolloutPool, LearnerGroup]:
+    """Brings engines and learner ranks up side by side."""
+    transport = transport_of(recipe)
+    rollout = recipe.rollout
+    engines = cluster.rollout_workers(
+        engine_spec(recipe, model, transport), rollout.engines, cpu_cores(rollout.engines)
+    )
+    ranks = cluster.learner_ranks(learner_spec(recipe, model, transport), recipe.learner.ranks)
+    starting: list[Any] = [worker.call("start") for worker in engines]
+    starting += [worker.call("num_weight_bytes") for worker in ranks]
+    gather(starting, rollout.timeout_s)
+    return (
+        RolloutPool(engines, rollout.timeout_s),
+        LearnerGroup(ranks, recipe.learner.timeout_s),
+    )
+
+
+def cpu_cores(engines: int) -> str | None:
+    """One engine binds its threads as vLLM sees fit; several would all pick the same cores."""
+    return None if engines == 1 else "nobind"
+
+
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.output) / recipe.name

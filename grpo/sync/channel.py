@@ -1,0 +1,54 @@
+"""A gloo group of its own between the learner's rank 0 and every vLLM worker.
+
+It stands beside the default process groups of both sides and touches neither.
+"""
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
+
+from grpo.errors import RunError
+
+
+class TransferError(RunError):
+    """One side of a weight update failed; the message is that side's own."""
+
+
+class GlooChannel:
+    """Broadcasts from rank 0, with an agreement after each so that no side is left waiting.
+
+    `timeout_s` bounds every single wait: a peer that dies or hangs raises within it.
+    """
+
+    def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
+        timeout = timedelta(seconds=timeout_s)
+        self._store = c10d.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout)
+        self._group: Any = c10d.ProcessGroupGloo(
+            c10d.PrefixStore("grpo", self._store), rank, world_size, timeout
+        )
+        self._rank = rank
+        self._round = 0
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Fills `tensor` on every rank with rank 0's."""
+        options: Any = c10d.BroadcastOptions()
+        options.rootRank = 0
+        options.rootTensor = 0
+        self._group.broadcast([tensor], options).wait()
+
+    def agree(self, failure: str | None) -> None:
+        """Every rank says whether it failed; if one did, all raise TransferError in its words."""
+        self._round += 1
+        if failure is not None:
+            self._store.set(f"failure-{self._round}-{self._rank}", failure)
+        flag = torch.tensor([0 if failure is None else self._rank + 1])
+        options: Any = c10d.AllreduceOptions()
+        options.reduceOp = dist.ReduceOp.MAX
+        self._group.allreduce([flag], options).wait()
+        if flag.item():
+            failed = int(flag.item()) - 1
+            words = self._store.get(f"failure-{self._round}-{failed}").decode()
+            raise TransferError(f"transfer rank {failed}: {words}")

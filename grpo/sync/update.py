@@ -1,0 +1,108 @@
+"""A whole weight update as the driver sees it: both sides in step, one deadline, then a check."""
+
+import time
+from dataclasses import dataclass, replace
+
+from grpo.cluster import Cluster, free_port, gather
+from grpo.config import SyncConfig
+from grpo.errors import RunError
+from grpo.learner.group import LearnerGroup
+from grpo.rollout.pool import RolloutPool
+from grpo.sync.transport import Meeting
+
+# How far two correct implementations of one forward pass may lie apart, in nats.
+CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    seconds: float
+    num_bytes: int
+
+
+class WeightSync:
+    """Takes the learner's weights into every engine and proves that they arrived.
+
+    `canary` is a fixed sequence of token ids (two or more) that both sides score.
+    """
+
+    def __init__(
+        self,
+        learner: LearnerGroup,
+        rollouts: RolloutPool,
+        config: SyncConfig,
+        transport: str,
+        canary: list[int],
+    ):
+        assert len(canary) >= 2, "a canary of one token has nothing to score"
+        self._learner = learner
+        self._rollouts = rollouts
+        self._config = config
+        self._transport = transport
+        self._canary = canary
+        self._num_updates = 0
+
+    def open(self, cluster: Cluster, tensor_parallel: int) -> None:
+        """Lets both sides meet. Their processes must be up."""
+        meeting = Meeting(
+            address=cluster.address,
+            port=free_port(),
+            rank=0,
+            world_size=1 + tensor_parallel * len(self._rollouts.workers),
+            bucket_bytes=self._config.bucket_mib << 20,
+            timeout_s=self._config.timeout_s,
+        )
+        push = cluster.push_to(self._rollouts.workers, self._config.timeout_s)
+        engines = [
+            worker.call(
+                "init_transfer", meeting.engine_info(self._transport, 1 + i * tensor_parallel)
+            )
+            for i, worker in enumerate(self._rollouts.workers)
+        ]
+        ranks = [
+            worker.call("open_transport", replace(meeting, rank=rank), push)
+            for rank, worker in enumerate(self._learner.workers)
+        ]
+        gather(engines + ranks, self._config.timeout_s)
+        self._num_bytes = self._learner.everywhere("num_weight_bytes")[0]
+        self._update_info = self._learner.everywhere("update_info")[0]
+
+    def update(self, version: int) -> UpdateStats:
+        """Replaces the weights of every engine. Raises RunError within the deadline where either
+        side fails; the engines are unusable after that."""
+        started = time.monotonic()
+        self._rollouts.everywhere("pause")
+        self._rollouts.everywhere("start_update")
+        calls = [worker.call("send") for worker in self._learner.workers]
+        if self._transport != "ipc":  # there the learner hands each chunk over itself
+            calls += [w.call("receive", self._update_info) for w in self._rollouts.workers]
+        gather(calls, self._config.timeout_s)
+        self._rollouts.everywhere("finish_update", version)
+        self._rollouts.everywhere("resume")
+        self._num_updates += 1
+        return UpdateStats(time.monotonic() - started, self._num_bytes)
+
+    def canary_due(self) -> bool:
+        every = self._config.canary.every
+        return every > 0 and self._num_updates % every == 0
+
+    def check_canary(self, dtype: str) -> float:
+        """Largest logprob difference between the learner and any engine on the fixed sequence.
+
+        Raises RunError above the tolerance: the engines do not hold the learner's weights.
+        """
+        tolerance = self._config.canary.tolerance or CANARY_TOLERANCE[dtype]
+        expected = self._learner.score(self._canary)
+        worst = max(
+            abs(a - b)
+            for engine in self._rollouts.score(self._canary)
+            for a, b in zip(expected, engine, strict=True)
+        )
+        if not worst <= tolerance:  # NaN fails too
+            raise RunError(
+                f"after weight update {self._num_updates} the engines and the learner score the "
+                f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): the update "
+                "did not arrive whole. Resume from the last checkpoint; if it happens again, try "
+                "another sync.transport, or raise sync.canary.tolerance for a low-precision engine"
+            )
+        return worst

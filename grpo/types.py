@@ -1,0 +1,126 @@
+"""The records that travel through a step, one per stage, all frozen.
+
+    Prompt -> Group -> ScoredGroup -> Batch (one optimizer step) -> MicroBatch (one forward)
+
+Shape letters: N responses of one optimizer step over all ranks, G siblings of one prompt,
+S packed tokens (prompts and responses), T response tokens among them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question, tokenised.
+
+    `serial` is its place in the epoch-spanning order of the run: two prompts of one run never
+    share it, even where they show the same row in different epochs.
+    """
+
+    serial: int
+    row_id: str
+    problem: str
+    answer: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens start..end (end excluded) were sampled by this version of the policy."""
+
+    version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """One sampled answer. `token_ids` [L] int32 and `sampler_logprobs` [L] float32 come from the
+    sampler as they are: nothing is ever re-tokenised. The end token is part of it."""
+
+    token_ids: np.ndarray
+    sampler_logprobs: np.ndarray
+    finish_reason: FinishReason
+    versions: tuple[VersionSpan, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The G siblings of one prompt."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verifier says of one answer. `reason` tells why the reward is what it is:
+    "correct", "wrong", "no answer", "timeout", "verifier crashed", "gold does not parse"."""
+
+    reward: float
+    parsed: str
+    reason: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """A group with one verdict and, once the estimator has run, one advantage per response."""
+
+    group: Group
+    verdicts: tuple[Verdict, ...]
+    advantages: tuple[float, ...] = ()
+
+    @property
+    def rewards(self) -> list[float]:
+        return [verdict.reward for verdict in self.verdicts]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The N sequences of one optimizer step, concatenated in order.
+
+    token_ids_S: prompt and response of sequence 0, then of sequence 1, ... (int64)
+    prompt_lengths_N, response_lengths_N: int64, all >= 1
+    advantages_N, weights_N: float64; loss = - sum_i weights_N[i] * sum_t objective_T[t in i]
+    sampler_logprobs_T: float32, the sampler's own, response tokens in order
+    """
+
+    token_ids_S: torch.Tensor
+    prompt_lengths_N: torch.Tensor
+    response_lengths_N: torch.Tensor
+    advantages_N: torch.Tensor
+    weights_N: torch.Tensor
+    sampler_logprobs_T: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """What one rank puts through the model at once: n of the N sequences, packed without padding.
+
+    input_ids_S, position_ids_S: the packed row; positions restart at 0 with every sequence
+    cu_seqlens: [n + 1] int32, where each sequence starts in S
+    predict_T: index into S of the hidden state that predicts response token t
+    targets_T: the response tokens themselves
+    row_T: which of the n sequences token t belongs to
+    advantages_N, weights_N: [n] float32; a filler that only keeps ranks in step has weight 0
+    rows_N: [n] index of each sequence in the Batch; -1 for a filler
+    """
+
+    input_ids_S: torch.Tensor
+    position_ids_S: torch.Tensor
+    cu_seqlens: torch.Tensor
+    predict_T: torch.Tensor
+    targets_T: torch.Tensor
+    row_T: torch.Tensor
+    advantages_N: torch.Tensor
+    weights_N: torch.Tensor
+    sampler_logprobs_T: torch.Tensor
+    rows_N: torch.Tensor

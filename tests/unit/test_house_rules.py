@@ -1,0 +1,65 @@
+"""Sizes and habits that keep the code readable in an evening."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from grpo.loading import load_data, load_recipe, load_suite
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "grpo").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_file_is_over_400_lines_and_no_function_over_60(path: Path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines"
+
+
+def test_the_median_file_is_at_most_120_lines():
+    sizes = sorted(path.read_text().count("\n") for path in SOURCES)
+    assert sizes[len(sizes) // 2] <= 120
+
+
+def test_nothing_asks_our_own_objects_what_they_have():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in ("getattr", "hasattr"), f"{path}:{node.lineno}"
+
+
+def test_a_broad_except_says_its_plan_on_its_line():
+    for path in SOURCES:
+        lines = path.read_text().splitlines()
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.ExceptHandler):
+                broad = node.type is None or (
+                    isinstance(node.type, ast.Name)
+                    and node.type.id in ("Exception", "BaseException")
+                )
+                raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+                assert not broad or raises or "#" in lines[node.lineno - 1], f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert load_recipe(path).name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_data_declaration_loads(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert load_data(path).name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "eval").rglob("*.yaml")), ids=lambda p: p.name)
+def test_every_suite_loads(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    assert load_suite(path).benchmarks
