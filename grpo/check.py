@@ -45,9 +45,9 @@ def check_benchmark(benchmark: BenchmarkConfig) -> str:
 
 def _check_model(recipe: Recipe) -> str:
     path, build = recipe.model.path, recipe.model.build
-    if build is not None:
+    if path is None:
+        assert build is not None
         return f"built: {build.layers} layers of {build.hidden_size}"
-    assert path is not None
     if not looks_local(path):
         return f"{path} (from the Hugging Face hub)"
     if not Path(path).expanduser().is_dir():

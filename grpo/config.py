@@ -117,6 +117,8 @@ class BuildConfig(Section):
 
 
 class ModelConfig(Section):
+    """The model to begin with: `path` if set, else the one that `build` describes."""
+
     path: str | None = Field(default=None, description="a folder or a Hugging Face name")
     build: BuildConfig | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -124,8 +126,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
-        if (self.path is None) == (self.build is None):
-            raise ValueError("set exactly one of model.path and model.build")
+        if self.path is None and self.build is None:
+            raise ValueError("needs an origin: path, or build for a small new model")
         return self
 
 
@@ -281,6 +283,18 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_alone_are_those_of_the_default(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        named = dict(value)
+        for key in ("advantage", "aggregate", "surrogate"):
+            part = value.get(key)
+            if isinstance(part, dict) and "name" not in part:
+                named[key] = {"name": cls.model_fields[key].default.name, **part}
+        return named
 
     @model_validator(mode="after")
     def _minibatches_hold_whole_groups(self) -> "Recipe":

@@ -29,7 +29,7 @@ def check_model_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         lacking.append("config.json")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        lacking.append(f"a tokenizer ({', '.join(_TOKENIZER_FILES)})")
+        lacking.append(f"tokenizer ({', '.join(_TOKENIZER_FILES)})")
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
         lacking.append(f"weights ({', '.join(_WEIGHT_FILES)})")
     if lacking:

@@ -10,7 +10,10 @@ PARSED_CAP = 200
 _BOX = re.compile(r"\\boxed\s*\{")
 # A backslash takes the next character with it, so \{ and \} do not count.
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_ANSWER = re.compile(r"\banswer\s*[*_]*\s*[:：]\s*([^\n]+)", re.IGNORECASE)
+# "Final Answer: The final answer is 5" is Minerva's form.
+_ANSWER = re.compile(
+    r"\banswer\s*[*_]*\s*[:：]\s*(?:the final answer is\b:?\s*)?([^\n]+)", re.IGNORECASE
+)
 
 
 @VERIFIERS.register("exact")

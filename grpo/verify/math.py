@@ -55,13 +55,12 @@ def math(response: str, answer: str, *, float_rounding: int = 6, strict: bool = 
 
 @lru_cache(maxsize=4096)
 def _parse_gold(answer: str) -> Parsed:
-    boxed = last_box(answer)
-    return _parse_marked(boxed if boxed is not None else answer)
+    return _parse_prose(answer) if last_box(answer) else _parse_marked(answer)
 
 
 def _parse_marked(text: str) -> Parsed:
-    """An expression on its own, with or without dollar signs or a final full stop."""
-    text = text.strip().rstrip(".").strip()
+    """An expression on its own, with or without math delimiters or a final full stop."""
+    text = text.replace("\\$", "").strip().rstrip(".").strip()
     if not text:
         return []
     if "$" in text or "\\(" in text or "\\[" in text:

@@ -1,0 +1,90 @@
+"""Mistakes end with exit code 2 and words, never with a traceback."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from grpo.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(ROOT)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def check(*overrides: str) -> Result:
+    return run("check", "recipes/tiny_cpu.yaml", *overrides)
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_recipe_passes_check(recipe: Path):
+    result = run("check", str(recipe))
+    assert result.exit_code == 0, result.output
+    assert "is fine" in result.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["learner.lrr=1"], "unknown key 'learner.lrr'"),
+        (["schedule.steps=many"], "got 'many'"),
+        (["rollout.group_size=1"], "group_size is 1"),
+        (["aggregate=tokn_mean"], "unknown aggregator 'tokn_mean'; did you mean 'token_mean'?"),
+        (
+            ["aggregate.sope=group"],
+            "aggregator 'balanced' has no option 'sope'; did you mean 'scope'",
+        ),
+        (["aggregate={name: delta_l, alpha: 7}"], "'alpha'"),
+        (["advantage.ddof=3"], "advantage 'group_norm', option 'ddof'"),
+        (["surrogate=ppo"], "unknown surrogate 'ppo'"),
+        (["verifier.name=maths"], "unknown verifier 'maths'"),
+        (["data={name: d, path: nowhere.jsonl}"], "nowhere.jsonl': no such file"),
+        (["model.path=./nowhere"], "no such folder"),
+        (["plugins=[no_such_module]"], "cannot import 'no_such_module'"),
+        (["placement=colocated", "learner.ranks=2"], "rollout.engines is 1"),
+    ],
+)
+def test_a_mistake_in_a_recipe_exits_with_2_and_says_what_to_mend(overrides: list[str], said: str):
+    result = check(*overrides)
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("missing", ["tokenizer", "weights", "config.json"])
+def test_a_model_folder_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path, missing: str):
+    for part, name in (
+        ("tokenizer", "tokenizer.json"),
+        ("weights", "model.safetensors"),
+        ("config.json", "config.json"),
+    ):
+        if part != missing:
+            (tmp_path / name).write_text("{}")
+    result = check(f"model.path={tmp_path}")
+    assert result.exit_code == 2
+    assert f"has no {missing}" in result.output
+
+
+def test_a_recipe_that_is_not_there_is_a_users_mistake():
+    result = run("train", "recipes/nowhere.yaml")
+    assert result.exit_code == 2
+    assert "no file 'recipes/nowhere.yaml'" in result.output
+
+
+def test_a_report_on_a_folder_without_a_run_is_a_users_mistake(tmp_path: Path):
+    result = run("report", str(tmp_path))
+    assert result.exit_code == 2
+    assert "not a run folder" in result.output
+
+
+def test_help_teaches():
+    result = run("train", "--help")
+    assert result.exit_code == 0
+    assert "aggregate=token_mean" in result.output

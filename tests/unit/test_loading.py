@@ -1,0 +1,119 @@
+"""Recipes: typed overrides, one way to reuse files, errors with key, place, value and cure."""
+
+from pathlib import Path
+
+import pytest
+
+from grpo.config import Recipe
+from grpo.errors import UserError
+from grpo.loading import load_recipe, resolved
+
+MINIMAL = """
+name: mine
+model: {path: some/model}
+data: {name: numbers, path: rows.jsonl}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def refused(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        load_recipe(path, overrides)
+    return str(error.value)
+
+
+def test_an_override_is_typed_like_the_file(recipe: Path):
+    loaded = load_recipe(recipe, ["learner.lr=5e-5", "data.shuffle=false", "rollout.engine={a: 1}"])
+    assert loaded.learner.lr == 5e-5
+    assert loaded.data.shuffle is False
+    assert loaded.rollout.engine == {"a": 1}
+
+
+def test_an_unknown_key_names_the_nearest_with_file_and_line(recipe: Path):
+    recipe.write_text(MINIMAL + "learner:\n  learning_rat: 1\n")
+    message = refused(recipe)
+    assert "recipe.yaml:6" in message
+    assert "unknown key 'learner.learning_rat'" in message
+    assert "did you mean 'roll'" not in message
+    assert "did you mean 'prompts'" in refused(recipe, "rollout.prompt=3", "learner={lr: 1}")
+
+
+def test_a_wrong_type_shows_the_value_and_what_was_expected(recipe: Path):
+    message = refused(recipe, "schedule.steps=many")
+    assert "schedule.steps" in message
+    assert "integer" in message
+    assert "'many'" in message
+    assert "command line" in message
+    assert "3.7" in refused(recipe, "schedule.steps=3.7")
+
+
+def test_a_group_of_one_is_refused_with_the_reason(recipe: Path):
+    assert "group_size is 1; advantages compare siblings: use >= 2" in refused(
+        recipe, "rollout.group_size=1"
+    )
+
+
+def test_an_override_without_a_value_is_refused(recipe: Path):
+    assert "expected key=value" in refused(recipe, "learner.lr")
+
+
+def test_a_key_that_stands_twice_is_refused(recipe: Path):
+    recipe.write_text(MINIMAL + "seed: 1\nseed: 2\n")
+    assert "'seed' stands twice" in refused(recipe)
+
+
+def test_a_missing_key_is_named(recipe: Path):
+    recipe.write_text("name: mine\nmodel: {path: x}\n")
+    assert "key 'data' is missing" in refused(recipe)
+
+
+def test_a_file_extends_another_and_its_own_keys_win(recipe: Path):
+    child = recipe.parent / "child.yaml"
+    child.write_text("extends: recipe.yaml\nname: child\nlearner: {lr: 0.5}\n")
+    loaded = load_recipe(child)
+    assert (loaded.name, loaded.learner.lr, loaded.model.path) == ("child", 0.5, "some/model")
+
+
+def test_files_that_extend_each_other_in_a_circle_are_refused(recipe: Path):
+    recipe.write_text("extends: other.yaml\n")
+    (recipe.parent / "other.yaml").write_text("extends: recipe.yaml\n")
+    assert "in a circle" in refused(recipe)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(recipe: Path):
+    message = refused(recipe, "data=data/nowhere.yaml")
+    assert "no file 'data/nowhere.yaml'" in message
+    assert str(recipe.parent) in message
+
+
+def test_a_data_file_can_be_named_and_then_changed(recipe: Path):
+    (recipe.parent / "other.yaml").write_text("name: other\nhub: some/set\n")
+    loaded = load_recipe(recipe, ["data=other.yaml", "data.path=/tmp/rows.jsonl"])
+    assert (loaded.data.hub, loaded.data.path) == ("some/set", "/tmp/rows.jsonl")
+
+
+def test_another_estimator_leaves_the_options_of_the_first_behind(recipe: Path):
+    recipe.write_text(MINIMAL + "aggregate: {name: delta_l, alpha: 1.0}\n")
+    assert load_recipe(recipe, ["aggregate.alpha=0.5"]).aggregate.options == {"alpha": 0.5}
+    assert load_recipe(recipe, ["aggregate=balanced"]).aggregate.options == {}
+
+
+def test_a_list_is_reached_by_position_and_no_further(recipe: Path):
+    suite = "eval: {suite: {name: s, benchmarks: [{name: b, data: {name: d, path: x}}]}}\n"
+    recipe.write_text(MINIMAL + suite)
+    loaded = load_recipe(recipe, ["eval.suite.benchmarks.0.samples=4"])
+    assert loaded.eval.suite is not None
+    assert loaded.eval.suite.benchmarks[0].samples == 4
+    assert "no position in a list of 1" in refused(recipe, "eval.suite.benchmarks.3.samples=4")
+
+
+def test_what_is_resolved_reads_back_as_the_same_recipe(recipe: Path):
+    loaded = load_recipe(recipe, ["aggregate={name: delta_l, alpha: 1.0}"])
+    assert Recipe.model_validate(resolved(loaded)) == loaded
