@@ -170,6 +170,8 @@ class Cluster:
         self._group: Any = None
 
     def __enter__(self) -> "Cluster":
+        # Ray's default would let every other process of the machine go before the trainer.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
             address=os.environ.get("RAY_ADDRESS"),
             include_dashboard=False,

@@ -38,12 +38,14 @@ def arithmetic(
     min_terms: int = 2,
     max_terms: int = 5,
     largest: int = 20,
+    worked_share: float = 1.0,
 ) -> list[Row]:
     """Distinct sums such as 7+12+5 of terms 1..largest, worked out from left to right.
 
     Deterministic by seed. Each number of terms is equally frequent, except where too few sums of
     that many terms exist: then all of them are used and longer sums fill up. A problem belongs to
     one split by a hash of its text, so train and heldout share none whatever the other options.
+    Only `worked_share` of the solutions show their work; the others are the bare boxed answer.
     """
     _check(rows, min_terms, max_terms, largest)
     rng = np.random.default_rng(seed)
@@ -57,7 +59,9 @@ def arithmetic(
             f"of {min_terms} to {max_terms} terms up to {largest} exist: "
             "use fewer rows, or a higher max_terms or largest"
         )
-    return [_row(chosen[index]) for index in rng.permutation(len(chosen))]
+    order = rng.permutation(len(chosen))
+    worked = rng.random(len(chosen)) < worked_share
+    return [_row(chosen[index], bool(shown)) for index, shown in zip(order, worked, strict=True)]
 
 
 def split_of(problem: str) -> Split:
@@ -102,9 +106,10 @@ def _join(terms: Iterable[int]) -> str:
     return "+".join(str(term) for term in terms)
 
 
-def _row(problem: str) -> Row:
+def _row(problem: str, worked: bool) -> Row:
     terms = [int(term) for term in problem.split("+")]
     sums = list(itertools.accumulate(terms))
     steps = [f"{sums[i]}+{terms[i + 1]}={sums[i + 1]}" for i in range(len(terms) - 1)]
-    solution = "\n".join([*steps, f"\\boxed{{{sums[-1]}}}"])
+    box = f"\\boxed{{{sums[-1]}}}"
+    solution = "\n".join([*steps, box]) if worked else box
     return Row(id=problem, problem=problem, answer=str(sums[-1]), solution=solution)

@@ -51,7 +51,6 @@ class _Judgement:
     response: str
     answer: str
     future: Future[Verdict]
-    started: float
     attempts: int = 0
 
 
@@ -111,7 +110,7 @@ class VerifierPool:
     def submit(self, response: str, answer: str) -> Future[Verdict]:
         """The future gives a verdict whatever the verifier does; `close` cancels what is left."""
         assert not self._closing.is_set(), "the verifier pool is closed"
-        judgement = _Judgement(response, answer, Future(), time.monotonic())
+        judgement = _Judgement(response, answer, Future())
         with self._lock:
             self._pending[judgement] = None
             self._schedule(judgement)
@@ -274,7 +273,6 @@ def _judge(response: str, answer: str) -> Verdict:
         verdict = _verifier(response, answer)
         if not math.isfinite(verdict.reward):
             raise ValueError(f"reward {verdict.reward} is not finite")
-    # A verifier is foreign code that reads hostile text: whatever it raises becomes a verdict.
-    except Exception as error:
+    except Exception as error:  # foreign code on hostile text: what it raises is the verdict
         return _crash(_describe(error), time.perf_counter() - start)
     return dataclasses.replace(verdict, seconds=time.perf_counter() - start)

@@ -1,5 +1,6 @@
 """Every answer gets one verdict in bounded time, whatever the verifier does."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from grpo.errors import UserError
 from grpo.verify.pool import VerifierPool
 
 HERE = Path(__file__).parent
@@ -48,6 +50,29 @@ def test_an_exception_becomes_a_verdict_with_its_words(hostile: VerifierPool):
     assert verdict.reason == "verifier crashed: ZeroDivisionError: one over nothing"
 
 
+def test_a_worker_killed_between_two_answers_does_not_end_the_pool(hostile: VerifierPool):
+    idle = next(p for p in multiprocessing.active_children() if p.name == "pebble_pool_worker")
+    idle.kill()
+    idle.join()
+    assert [v.reason for v in hostile.judge(["a", "b"], "x")] == ["correct", "correct"]
+
+
+def test_closing_cancels_what_is_not_judged_and_leaves_no_worker():
+    with VerifierPool(
+        "hostile", {}, workers=1, timeout_s=99.0, plugins=("tests.unit.hostile_verifiers",)
+    ) as pool:
+        (worker,) = pool.judge(["pid"], "x")
+        assert Path(f"/proc/{worker.parsed}").exists()
+        waiting = [pool.submit("hang", "x"), pool.submit("a", "x")]
+    assert [future.cancelled() for future in waiting] == [True, True]
+    assert not Path(f"/proc/{worker.parsed}").exists()
+
+
+def test_a_plugin_that_does_not_import_is_the_users_mistake():
+    with pytest.raises(UserError, match=r"plugins: 'no\.such\.lab' cannot be imported"):
+        VerifierPool("math", {}, workers=1, timeout_s=1.0, plugins=("no.such.lab",))
+
+
 def test_the_order_of_verdicts_is_the_order_of_answers(hostile: VerifierPool):
     answers = [str(i) for i in range(50)]
     assert [v.parsed for v in hostile.judge(answers, "x")] == answers
@@ -61,19 +86,27 @@ def test_an_expression_that_hangs_sympy_times_out_and_the_pool_has_its_workers_b
         assert [v.reward for v in again] == [1.0] * 8
 
 
-def test_workers_die_with_a_driver_that_is_killed():
+def test_workers_die_with_a_driver_that_is_killed_even_in_the_middle_of_a_c_call():
     script = (
         "import os, time\n"
         "from grpo.verify.pool import VerifierPool\n"
         "if __name__ == '__main__':\n"
-        "    with VerifierPool('exact', {}, workers=1, timeout_s=5.0):\n"
+        "    plugins = ('tests.unit.hostile_verifiers',)\n"
+        "    with VerifierPool('hostile', {}, workers=2, timeout_s=99, plugins=plugins) as pool:\n"
+        "        pool.submit('spin', 'x')\n"
+        "        time.sleep(1)\n"
         "        print('up', flush=True)\n"
         "        time.sleep(600)\n"
     )
     path = HERE / ".killed_driver.py"
     path.write_text(script)
     try:
-        driver = subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, text=True)
+        driver = subprocess.Popen(
+            [sys.executable, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        )
         assert driver.stdout is not None
         assert driver.stdout.readline() == "up\n"
         children = Path(f"/proc/{driver.pid}/task").glob("*/children")

@@ -1,0 +1,286 @@
+"""A run folder survives kills, full disks and half-written files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from grpo.checkpoint import RunFolder, TrainState, read_json_lines
+from grpo.errors import UserError
+
+
+def state(step: int) -> TrainState:
+    return TrainState(step, step + 1, {"epoch": 0, "row": 8 * step}, 1000 * step, {"anchor": [0.5]})
+
+
+def write(run: RunFolder, step: int, keep: int = 2, content: str = "weights") -> None:
+    with run.write_checkpoint(step, keep) as folder:
+        (folder / "hf").mkdir()
+        (folder / "hf" / "model.bin").write_text(content)
+        state(step).save(folder)
+
+
+def names(run: RunFolder) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "a_run")
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    state(40).save(tmp_path)
+    assert TrainState.load(tmp_path) == state(40)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize(
+    "damaged", ["", '{"step": 4', "[]", '{"step": 4}', '{"step": "4", "policy_version": 0}', "\xff"]
+)
+def test_a_damaged_state_is_a_user_error_that_names_the_file(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "state.json").write_text(damaged, encoding="latin-1")
+    with pytest.raises(UserError, match=r"state\.json.*--resume DIR"):
+        TrainState.load(tmp_path)
+
+
+def test_a_state_with_a_value_of_the_wrong_kind_names_the_key(tmp_path: Path) -> None:
+    state(4).save(tmp_path)
+    stored = json.loads((tmp_path / "state.json").read_text())
+    (tmp_path / "state.json").write_text(json.dumps({**stored, "cursor": 7}))
+    with pytest.raises(UserError, match="cursor is 7, not dict"):
+        TrainState.load(tmp_path)
+
+
+def test_a_checkpoint_is_published_whole_and_latest_points_to_it(run: RunFolder) -> None:
+    assert run.latest_checkpoint() is None
+    with run.write_checkpoint(40, keep=2) as folder:
+        assert folder.name == ".writing_step_000040"
+        assert run.latest_checkpoint() is None
+        state(40).save(folder)
+    assert names(run) == ["latest", "step_000040"]
+    assert os.readlink(run.checkpoints / "latest") == "step_000040"
+    assert run.latest_checkpoint() == run.checkpoints / "step_000040"
+
+
+def test_only_the_newest_keep_checkpoints_stay(run: RunFolder) -> None:
+    for step in (10, 20, 30, 40):
+        write(run, step, keep=2)
+    assert names(run) == ["latest", "step_000030", "step_000040"]
+    write(run, 50, keep=1)
+    assert names(run) == ["latest", "step_000050"]
+
+
+def test_a_checkpoint_of_an_abandoned_future_never_pushes_out_the_one_just_written(
+    run: RunFolder,
+) -> None:
+    write(run, 50)
+    write(run, 40, keep=1)
+    assert run.latest_checkpoint() == run.checkpoints / "step_000040"
+
+
+def test_writing_a_step_again_replaces_it(run: RunFolder) -> None:
+    write(run, 10, content="first")
+    write(run, 10, content="second")
+    assert (run.checkpoints / "step_000010/hf/model.bin").read_text() == "second"
+    assert names(run) == ["latest", "step_000010"]
+
+
+def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(run: RunFolder) -> None:
+    write(run, 10, content="first")
+    replaced = run.checkpoints / ".replaced_step_000010"
+    (run.checkpoints / "step_000010").rename(replaced)
+    assert run.latest_checkpoint() == replaced
+    write(run, 20, keep=2)
+    assert names(run) == ["latest", "step_000010", "step_000020"]
+
+
+@pytest.mark.parametrize("error", [KeyError("ours"), KeyboardInterrupt(), OSError(5, "I/O error")])
+def test_an_exception_removes_what_was_written_and_goes_on(
+    run: RunFolder, error: BaseException
+) -> None:
+    write(run, 10)
+    with pytest.raises(type(error)) as caught, run.write_checkpoint(20, keep=1) as folder:
+        (folder / "part").write_text("half")
+        raise error
+    assert caught.value is error
+    assert names(run) == ["latest", "step_000010"]
+
+
+def test_an_incomplete_latest_falls_back_to_the_highest_complete_step(run: RunFolder) -> None:
+    for step in (10, 20, 30):
+        write(run, step, keep=3)
+    (run.checkpoints / "step_000030" / "state.json").write_text('{"step": 3')
+    assert run.latest_checkpoint() == run.checkpoints / "step_000020"
+    (run.checkpoints / "latest").unlink()
+    assert run.latest_checkpoint() == run.checkpoints / "step_000020"
+
+
+KILLED_WRITER = """
+    import sys, time
+    from pathlib import Path
+    from grpo.checkpoint import RunFolder, TrainState
+    run = RunFolder(Path(sys.argv[1]))
+    with run.lock(), run.write_checkpoint(20, keep=1) as folder:
+        (folder / "weights.bin").write_text("half")
+        TrainState(20, 20, {}, 0, {}).save(folder)
+        print("in the middle", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_kill_9_in_the_middle_of_a_write_leaves_the_old_checkpoint_and_the_lock_free(
+    run: RunFolder,
+) -> None:
+    write(run, 10)
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_WRITER), str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "in the middle\n"
+        with pytest.raises(UserError, match=f"in use by pid {writer.pid} on .*name=OTHER"):  # noqa: SIM117
+            with run.lock():
+                pass
+        writer.send_signal(signal.SIGKILL)
+        writer.wait(timeout=10)
+    # The leftover has a readable state.json, and still is never picked.
+    assert (run.checkpoints / ".writing_step_000020" / "state.json").exists()
+    assert run.latest_checkpoint() == run.checkpoints / "step_000010"
+    with run.lock():
+        write(run, 30, keep=2)
+    assert names(run) == ["latest", "step_000010", "step_000030"]
+
+
+def test_a_forked_child_that_outlives_the_holder_does_not_keep_the_lock(run: RunFolder) -> None:
+    with run.lock():
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with run.lock():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if mounted.returncode != 0:
+        pytest.skip(f"mounting a small tmpfs is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_names_the_last_good_checkpoint_and_the_way_on(small_disk: Path) -> None:
+    run = RunFolder(small_disk / "run")
+    write(run, 10)
+    with pytest.raises(UserError) as caught:
+        write(run, 20, content="x" * 2_000_000)
+    message = str(caught.value)
+    assert "checkpoint step_000020" in message
+    assert "full" in message and "MiB are free" in message
+    assert str(run.checkpoints / "step_000010") in message
+    assert "checkpoint.keep=1" in message
+    assert isinstance(caught.value.__cause__, OSError)
+    assert names(run) == ["latest", "step_000010"]
+    write(run, 30)
+    assert run.latest_checkpoint() == run.checkpoints / "step_000030"
+
+
+def test_a_full_disk_is_seen_through_torch_which_hides_the_errno(small_disk: Path) -> None:
+    import torch
+
+    run = RunFolder(small_disk / "run")
+    with pytest.raises(UserError, match=r"full.*no earlier checkpoint"):  # noqa: SIM117
+        with run.write_checkpoint(20, keep=1) as folder:
+            torch.save(torch.zeros(500_000), folder / "weights.pt")
+    assert names(run) == []
+
+
+RECIPE = {
+    "name": "demo",
+    "seed": 0,
+    "schedule": {"steps": 10, "minibatches": 1},
+    "learner": {"lr": 1e-6, "betas": (0.9, 0.999), "timeout_s": 60.0},
+    "rollout": {"prompts": 8, "engine": {}, "engines": 1},
+    "checkpoint": {"every": 5, "keep": 2},
+    "placement": "auto",
+}
+
+
+def test_the_recipe_is_written_with_what_made_it_and_reads_back_equal(run: RunFolder) -> None:
+    run.begin(RECIPE, {"torch": "2.13.0", "revision": "abc"})
+    stored = yaml.safe_load(run.recipe.read_text())
+    assert stored["made_with"] == {"torch": "2.13.0", "revision": "abc"}
+    assert stored["learner"]["lr"] == 1e-6
+    assert run.recipe_conflicts(RECIPE) == []
+
+
+def test_a_new_run_has_no_conflicts(run: RunFolder) -> None:
+    assert run.recipe_conflicts(RECIPE) == []
+
+
+def test_harmless_keys_may_change_and_others_are_listed_with_both_values(run: RunFolder) -> None:
+    run.begin(RECIPE, {})
+    changed = {
+        **RECIPE,
+        "seed": 1,
+        "schedule": {"steps": 20, "minibatches": 1},
+        "learner": {"lr": 1e-6, "betas": (0.9, 0.95), "timeout_s": 90.0},
+        "rollout": {"prompts": 8, "engine": {"enforce_eager": True}, "engines": 2, "top_p": 1.0},
+        "checkpoint": {"every": 1, "keep": 9},
+        "placement": "colocated",
+    }
+    assert run.recipe_conflicts(changed) == [
+        "learner.betas: was [0.9, 0.999], now [0.9, 0.95]",
+        "rollout.top_p: was not set, now 1.0",
+        "seed: was 0, now 1",
+    ]
+
+
+def test_rewind_forgets_later_steps_and_a_half_line(run: RunFolder) -> None:
+    run.rollouts.mkdir(parents=True)
+    for step in (1, 2, 3):
+        (run.rollouts / f"step_{step:06d}.parquet").touch()
+    lines = [json.dumps({"step": step, "reward/mean": step / 7}) for step in (1, 2, 3)]
+    run.metrics.write_text("\n".join(lines) + '\n{"step": 4, "rew')
+    run.rewind(2)
+    assert run.metrics.read_text() == "\n".join(lines[:2]) + "\n"
+    kept = sorted(path.name for path in run.rollouts.iterdir())
+    assert kept == ["step_000001.parquet", "step_000002.parquet"]
+
+
+def test_rewind_makes_its_own_step_the_latest_one(run: RunFolder) -> None:
+    write(run, 10)
+    write(run, 20)
+    run.rewind(10)
+    assert run.latest_checkpoint() == run.checkpoints / "step_000010"
+    run.rewind(15)  # nothing to point to
+    assert run.latest_checkpoint() == run.checkpoints / "step_000010"
+
+
+def test_rewinding_an_empty_run_does_nothing(run: RunFolder) -> None:
+    run.rewind(0)
+    assert not run.path.exists()
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2 is not JSON"):
+        read_json_lines(path)
