@@ -241,6 +241,7 @@ class SuiteConfig(Section):
     """`eval/*.yaml`: benchmarks that are run together."""
 
     name: str
+    plugins: list[str] = Field(default=[], description="modules that register verifiers")
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
 
 

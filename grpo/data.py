@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -48,7 +49,7 @@ def _read_file(path: Path) -> Iterator[Raw]:
     if path.stat().st_size == 0:
         raise UserError(f"data.path {str(path)!r} is empty")
     if path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{path}:{number}", _json(line, f"{path}:{number}")
@@ -59,18 +60,23 @@ def _read_file(path: Path) -> Iterator[Raw]:
 
 def _read_whole(path: Path) -> list[Any]:
     if path.suffix == ".parquet":
-        return pq.read_table(path).to_pylist()
+        try:
+            return pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise UserError(f"data.path {str(path)!r} is not a parquet file: {error}") from None
     if path.suffix != ".json":
         raise UserError(f"data.path {str(path)!r}: expected a .jsonl, .json or .parquet file")
-    rows = _json(path.read_text(encoding="utf-8"), str(path))
+    rows = _json(path.read_bytes(), str(path))
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a JSON list of rows")
     return rows
 
 
-def _json(text: str, where: str) -> Any:
+def _json(encoded: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(encoded.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error}): convert the file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON: {error}") from None
 
@@ -97,24 +103,24 @@ def _read_hub(config: DataConfig) -> Iterator[Raw]:
 def _row(where: str, raw: dict[str, Any], config: DataConfig) -> Row:
     if not isinstance(raw, dict):
         raise UserError(f"{where}: expected an object with named values, got {raw!r:.80}")
-    problem = _text(_pick(raw, config.columns.problem))
-    answer = _text(_pick(raw, config.columns.answer))
+    problem = _text(_pick(raw, config.columns.problem), where, "problem").strip()
+    # The declared prefix and suffix may end in white space that the strip above took.
+    problem = problem.removeprefix(config.strip_prefix.lstrip())
+    problem = problem.removesuffix(config.strip_suffix.rstrip()).strip()
+    answer = _text(_pick(raw, config.columns.answer), where, "answer").strip()
     for part, value, columns in (
         ("problem", problem, config.columns.problem),
         ("answer", answer, config.columns.answer),
     ):
-        if not value.strip():
+        if not value:
             raise UserError(
                 f"{where}: no {part} (looked for {', '.join(columns)}; the row has "
                 f"{', '.join(map(str, raw))}): fill it in, drop the row, or name the column in "
                 f"data.columns.{part}"
             )
-    problem = problem.removeprefix(config.strip_prefix).removesuffix(config.strip_suffix).strip()
-    return Row(
-        id=_text(_pick(raw, config.columns.id)) or where.rpartition(" ")[2].rpartition(":")[2],
-        problem=problem,
-        answer=answer.strip(),
-    )
+    number = where.rpartition(" ")[2].rpartition(":")[2]
+    row_id = _text(_pick(raw, config.columns.id), where, "id") or number
+    return Row(id=row_id, problem=problem, answer=answer)
 
 
 def _pick(raw: dict[str, Any], candidates: Sequence[str]) -> Any:
@@ -123,20 +129,26 @@ def _pick(raw: dict[str, Any], candidates: Sequence[str]) -> Any:
         value: Any = raw
         for part in candidate.split("."):
             value = value.get(part) if isinstance(value, dict) else None
-        if value is not None:
+        if value not in (None, "", []):
             return value
     return None
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str, part: str) -> str:
     """A string, a number, a list of one, or the last user message of a chat, as a string."""
     if value is None:
         return ""
     if isinstance(value, list):
         users = [m["content"] for m in value if isinstance(m, dict) and m.get("role") == "user"]
         if users:
-            return str(users[-1])
-        return _text(value[0]) if len(value) == 1 else "" if not value else json.dumps(value)
+            return _text(users[-1], where, part)
+        if len(value) == 1:
+            return _text(value[0], where, part)
+    if isinstance(value, list | dict):
+        raise UserError(
+            f"{where}: the {part} is {value!r:.80}, expected text, a number, a list of one or a "
+            f"chat with a user message: mend the row, or name another column in data.columns.{part}"
+        )
     return str(value)
 
 
@@ -213,8 +225,9 @@ class PromptStream:
 
     def put_back(self, prompts: Sequence[Prompt]) -> None:
         """These come next, in this order, with the serials that they had."""
-        by_id = {row.id: index for index, row in enumerate(self._rows)}
-        self._returned[:0] = [(p.serial, by_id[p.row_id]) for p in prompts]
+        # Ids may repeat in a file; with problem and answer a row is unique.
+        places = {(r.id, r.problem, r.answer): index for index, r in enumerate(self._rows)}
+        self._returned[:0] = [(p.serial, places[p.row_id, p.problem, p.answer]) for p in prompts]
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,14 +1,17 @@
 """Benchmarks: sample, judge, score with intervals; within a run or on any saved model."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.check import check_benchmark
 from grpo.checkpoint import RunFolder
 from grpo.cluster import Cluster
-from grpo.config import BenchmarkConfig, SuiteConfig
+from grpo.config import BenchmarkConfig, Choice, SuiteConfig, VerifierConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts, load_rows
 from grpo.errors import UserError
@@ -18,7 +21,7 @@ from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.scores import Score, score_problems
-from grpo.session import Interrupted, StopRequest
+from grpo.session import Interrupted, StopRequest, import_plugins
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, ScoredGroup
 from grpo.verify.pool import VerifierPool
@@ -26,6 +29,7 @@ from grpo.verify.pool import VerifierPool
 # Evaluation draws from seeds of its own: no training step has this number.
 _EVAL_STEP = -1
 _GROUP_TIMEOUT_S = 3600.0
+_JUDGE_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Bench:
     timeout_s: float
     screen: Screen
     stop: Callable[[], bool] = lambda: False
+    plugins: tuple[str, ...] = ()
+    running: tuple[VerifierConfig, VerifierPool] | None = None  # a pool to use where it fits
 
 
 def run_suite(suite: SuiteConfig, bench: Bench) -> list[BenchmarkResult]:
@@ -77,12 +83,7 @@ def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | No
         )
     prompts = eval_prompts(load_rows(config.data), config.data, bench.tokenizer, longest_prompt)
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    with VerifierPool(
-        config.verifier.name,
-        config.verifier.options,
-        workers=bench.workers,
-        timeout_s=bench.timeout_s,
-    ) as verifier:
+    with _judges(config.verifier, bench) as verifier:
         pending: list[tuple[Group, list[Any]]] = []
         with bench.screen.progress(f"eval {config.name}", len(prompts)) as bar:
             for group in bench.rollouts.sample(
@@ -102,6 +103,24 @@ def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | No
             for group, futures in sorted(pending, key=lambda item: item[0].prompt.serial)
         ]
     return _result(config.name, scored)
+
+
+@contextmanager
+def _judges(asked: Choice, bench: Bench) -> Iterator[VerifierPool]:
+    """The pool that is running already if it has the right verifier, else one for this alone."""
+    if bench.running is not None:
+        config, pool = bench.running
+        if (config.name, config.options) == (asked.name, asked.options):
+            yield pool
+            return
+    with VerifierPool(
+        asked.name,
+        asked.options,
+        workers=bench.workers,
+        timeout_s=bench.timeout_s,
+        plugins=bench.plugins,
+    ) as pool:
+        yield pool
 
 
 def _result(name: str, scored: list[ScoredGroup]) -> BenchmarkResult:
@@ -169,6 +188,9 @@ def evaluate_model(
     target: str, suite: SuiteConfig, dtype: str, out: Path | None, screen: Screen
 ) -> list[BenchmarkResult]:
     """`grpo eval`: starts one engine on the target's weights and runs the suite on it."""
+    import_plugins(suite.plugins)
+    for benchmark in suite.benchmarks:
+        check_benchmark(benchmark)
     model = target_model(target)
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
@@ -177,7 +199,16 @@ def evaluate_model(
         screen.note(f"starting vLLM on {model}")
         rollouts = RolloutPool(cluster.rollout_workers(spec, 1, None), _GROUP_TIMEOUT_S)
         rollouts.start()
-        bench = Bench(rollouts, load_tokenizer(model), context_length(model), 2, 10.0, screen, stop)
+        bench = Bench(
+            rollouts=rollouts,
+            tokenizer=load_tokenizer(model),
+            max_model_len=context_length(model),
+            workers=os.cpu_count() or 1,
+            timeout_s=_JUDGE_TIMEOUT_S,
+            screen=screen,
+            stop=stop,
+            plugins=tuple(suite.plugins),
+        )
         results = run_suite(suite, bench)
     if not results:
         raise Interrupted

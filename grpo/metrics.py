@@ -2,6 +2,7 @@
 
 import json
 import math
+import netrc
 import os
 import time
 import uuid
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -226,10 +228,27 @@ def _board_id(path: Path) -> str:
     return path.read_text().strip()
 
 
+def _has_wandb_key() -> bool:
+    """Whether WANDB_API_KEY or a netrc entry holds a key, the two places `wandb login` leaves one.
+
+    wandb's own question changes from version to version and prints a warning in the newest.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    for file in (os.environ.get("NETRC", "~/.netrc"), "~/_netrc"):
+        try:
+            if netrc.netrc(Path(file).expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue  # not there, or not for us to mend
+    return False
+
+
 def open_board(
     logging: LoggingConfig, name: str, config: dict[str, Any], folder: Path
 ) -> WandbBoard | NullBoard:
-    """The board that `logging.wandb` asks for. auto: online where wandb finds an API key and its
+    """The board that `logging.wandb` asks for. auto: online where there is an API key and wandb's
     server answers, else offline."""
     if logging.wandb == "off":
         return NullBoard()
@@ -237,7 +256,7 @@ def open_board(
 
     mode = logging.wandb
     if mode == "auto":
-        mode = "online" if wandb.api.api_key else "offline"
+        mode = "online" if _has_wandb_key() else "offline"
     mode = cast(Literal["online", "offline"], mode)
     try:
         return WandbBoard(mode, logging.wandb_project, name, config, folder)

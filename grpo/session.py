@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
 from grpo.cluster import Cluster, gather
 from grpo.config import Recipe
 from grpo.console import Screen
@@ -67,7 +69,11 @@ class StopRequest:
 
 
 def is_colocated(recipe: Recipe) -> bool:
-    return recipe.placement == "colocated"
+    """Whether learner ranks and engines share GPUs: as asked, or where there are too few."""
+    if recipe.placement != "auto":
+        return recipe.placement == "colocated"
+    needed = recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
+    return on_gpu() and torch.cuda.device_count() < needed
 
 
 def transport_of(recipe: Recipe) -> str:

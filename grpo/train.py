@@ -94,7 +94,12 @@ class Trainer:
             )
             self.rollouts, self.learner = start_workers(cluster, recipe, model)
             self.sync = WeightSync(
-                self.learner, self.rollouts, recipe.sync, transport_of(recipe), canary
+                self.learner,
+                self.rollouts,
+                recipe.sync,
+                transport_of(recipe),
+                canary,
+                is_colocated(recipe),
             )
             self.sync.open(cluster, recipe.rollout.tensor_parallel)
             if checkpoint is not None:
@@ -137,10 +142,15 @@ class Trainer:
             last = step == recipe.schedule.steps
             if last or self.stop() or step % recipe.checkpoint.every == 0:
                 self.save(step)
-            if self.stop() and not last:
+            if self.stop():
                 raise Interrupted
             every = recipe.eval.every
-            self.evaluate((last and recipe.eval.at_end) or (every > 0 and step % every == 0))
+            try:
+                self.evaluate(every > 0 and step % every == 0)
+            except Interrupted:
+                self.save(step)
+                raise
+        self.evaluate(recipe.eval.at_end)
 
     def train_step(self, step: int) -> tuple[dict[str, float], Collected]:
         """Sample, judge, learn, sync: one step, or none of it where the user interrupts."""
@@ -149,6 +159,7 @@ class Trainer:
         sampled_at = time.monotonic()
         used = self.updater.advantages(collected.used)
         metrics: dict[str, float] = {}
+        self.sync.make_room()
         if used:
             taken, metrics = self.updater.update(used, self.progress.optimizer_steps)
             self.progress.optimizer_steps += taken
@@ -218,6 +229,8 @@ class Trainer:
             self.recipe.verifier.timeout_s,
             self.screen,
             self.stop,
+            tuple(self.recipe.plugins),
+            (self.recipe.verifier, self.verifier),
         )
         results = evaluate.run_suite(suite, bench)
         if not results:
@@ -246,7 +259,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     with folder.lock(), StopRequest(screen).listening() as stop:
         checkpoint = _starting_point(recipe, folder, resume)
         reached = 0 if checkpoint is None else TrainState.load(checkpoint).step
-        if reached >= recipe.schedule.steps:
+        if reached >= recipe.schedule.steps and not _final_eval_due(recipe, folder):
             screen.note(
                 f"{folder.path} is finished already ({reached} steps); more with schedule.steps=N, "
                 "a new run with another name=NAME"
@@ -257,6 +270,11 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 trainer.run()
         _summary(recipe, folder, screen)
     return folder
+
+
+def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
+    wanted = recipe.eval.at_end and recipe.eval.suite is not None
+    return wanted and not eval_path(folder, recipe.schedule.steps).exists()
 
 
 def _starting_point(recipe: Recipe, folder: RunFolder, resume: str) -> Path | None:
@@ -278,7 +296,11 @@ def _starting_point(recipe: Recipe, folder: RunFolder, resume: str) -> Path | No
         )
     folder.begin(wanted, facts())
     checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
-    folder.rewind(0 if checkpoint is None else TrainState.load(checkpoint).step)
+    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
+    folder.rewind(step)
+    for path in eval_path(folder, 0).parent.glob("step_*.json"):
+        if path > eval_path(folder, step):  # of steps that will be taken again
+            path.unlink()
     return checkpoint
 
 

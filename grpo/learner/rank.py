@@ -8,6 +8,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -20,6 +21,14 @@ from grpo.sync.buckets import torch_dtype
 from grpo.sync.source import ZeroSource
 from grpo.sync.transport import Meeting, Sender
 from grpo.types import MicroBatch
+
+# What rests in host memory while the engines sample; the weights stay, for the next update.
+_NEEDED_IN_A_STEP = [
+    OffloadStateTypeEnum.optim_states,
+    OffloadStateTypeEnum.hp_params,
+    OffloadStateTypeEnum.lp_grads,
+    OffloadStateTypeEnum.contiguous_grad_buffer,
+]
 
 
 class LearnerRank:
@@ -50,6 +59,7 @@ class LearnerRank:
         self._source = ZeroSource(policy.model, spec.dtype, spec.bucket_bytes)
         self._surrogate = SURROGATES.bind(spec.surrogate.name, spec.surrogate.options)
         self._sender: Sender | None = None
+        self._offloaded = False
         self._minibatches: list[list[MicroBatch]] = []
         self._old_logprobs: list[list[torch.Tensor]] | None = None
 
@@ -175,6 +185,18 @@ class LearnerRank:
         if self._device.type == "cuda":
             torch.cuda.synchronize()  # the optimizer's last writes, before other streams read
         self._sender.send()
+
+    def offload(self) -> None:
+        """Moves everything that only a step needs to host memory (shared GPUs)."""
+        self._engine.offload_states(include=_NEEDED_IN_A_STEP)
+        self._offloaded = True
+        torch.cuda.empty_cache()
+
+    def reload(self) -> None:
+        """Takes back what `offload` moved away; nothing where it was not called."""
+        if self._offloaded:
+            self._engine.reload_states()
+            self._offloaded = False
 
     def num_weight_bytes(self) -> int:
         return sum(meta.num_bytes for meta in self._source.metas)

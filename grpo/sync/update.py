@@ -33,6 +33,7 @@ class WeightSync:
         config: SyncConfig,
         transport: str,
         canary: list[int],
+        colocated: bool = False,
     ):
         assert len(canary) >= 2, "a canary of one token has nothing to score"
         self._learner = learner
@@ -41,6 +42,8 @@ class WeightSync:
         self._transport = transport
         self._canary = canary
         self._num_updates = 0
+        self._colocated = colocated
+        self._asleep = False
 
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
         """Lets both sides meet. Their processes must be up."""
@@ -67,17 +70,31 @@ class WeightSync:
         self._num_bytes = self._learner.everywhere("num_weight_bytes")[0]
         self._update_info = self._learner.everywhere("update_info")[0]
 
+    def make_room(self) -> None:
+        """Before the learner works: on shared GPUs the engines give up their memory for it."""
+        if self._colocated:
+            self._rollouts.everywhere("sleep")
+            self._asleep = True
+            self._learner.everywhere("reload")
+
     def update(self, version: int) -> UpdateStats:
         """Replaces the weights of every engine. Raises RunError within the deadline where either
         side fails; the engines are unusable after that."""
         started = time.monotonic()
-        self._rollouts.everywhere("pause")
+        if self._asleep:  # weights first, the cache only once they are in: both do not fit before
+            self._learner.everywhere("offload")
+            self._rollouts.everywhere("wake", "weights")
+        else:
+            self._rollouts.everywhere("pause")
         self._rollouts.everywhere("start_update")
         calls = [worker.call("send") for worker in self._learner.workers]
         if self._transport != "ipc":  # there the learner hands each chunk over itself
             calls += [w.call("receive", self._update_info) for w in self._rollouts.workers]
         gather(calls, self._config.timeout_s)
         self._rollouts.everywhere("finish_update", version)
+        if self._asleep:
+            self._rollouts.everywhere("wake", "kv_cache")
+            self._asleep = False
         self._rollouts.everywhere("resume")
         self._num_updates += 1
         return UpdateStats(time.monotonic() - started, self._num_bytes)

@@ -230,7 +230,8 @@ def test_the_demo_model_trains_two_steps_on_the_real_dapo_rows(
         ROOT / "recipes" / "tiny_cpu.yaml",
         f"output={tmp_path}", f"model.path={models['tied']}",
         "data=data/dapo_math_17k.yaml", f"data.path={REAL}",
-        "schedule.steps=2", "rollout.prompts=4", "eval.suite=null", "logging.wandb=off", log_in=tmp_path,
+        "schedule.steps=2", "rollout.prompts=4", "eval.suite=null", "logging.wandb=off",
+        log_in=tmp_path,
     )  # fmt: skip
     assert run.finish() == 0, run.text()
     lines = (tmp_path / "tiny_cpu" / "metrics.jsonl").read_text().splitlines()

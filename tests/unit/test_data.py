@@ -63,6 +63,56 @@ def test_a_bad_row_is_named_by_its_line(tmp_path: Path, rows: list[str], said: s
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"problem": "p", "answer": ["7", "8"]}, r"rows.jsonl:1: the answer is \['7', '8'\]"),
+        ({"problem": "p", "answer": {"value": 7}}, "rows.jsonl:1: the answer is {'value': 7}"),
+        ({"problem": "Solve: ", "answer": "7"}, "rows.jsonl:1: no problem"),
+    ],
+)
+def test_a_part_that_is_no_text_or_only_instruction_is_refused(
+    tmp_path: Path, row: dict[str, object], said: str
+):
+    config = written(tmp_path, row).model_copy(update={"strip_prefix": "Solve:"})
+    with pytest.raises(UserError, match=said):
+        load_rows(config)
+
+
+def test_an_empty_column_gives_way_to_the_next_candidate(tmp_path: Path):
+    config = written(tmp_path, {"problem": "3+4", "answer": "", "final_answer": ["7"]})
+    assert load_rows(config) == [Row("1", "3+4", "7")]
+
+
+def test_files_in_another_encoding_are_refused_and_a_byte_order_mark_is_none(tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"problem": "caf\xe9", "answer": "2"}')
+    with pytest.raises(UserError, match=r"rows.jsonl:1 is not UTF-8"):
+        load_rows(DataConfig(name="n", path=str(path)))
+    path.write_bytes(b'\xef\xbb\xbf{"problem": "1+1", "answer": "2"}')
+    assert load_rows(DataConfig(name="n", path=str(path))) == [Row("1", "1+1", "2")]
+
+
+def test_a_file_that_only_claims_to_be_parquet_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"rows.parquet' is not a parquet file"):
+        load_rows(written(tmp_path, "text", name="rows.parquet"))
+
+
+def test_the_hubs_dapo_rows_lose_their_instruction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    config = load_data("data/dapo_math_17k.yaml", [f"path={tmp_path / 'rows.jsonl'}"])
+    content = f"{config.strip_prefix}What is 30+4?{config.strip_suffix}"
+    written(
+        tmp_path,
+        {
+            "prompt": [{"role": "user", "content": content}],
+            "reward_model": {"ground_truth": "34"},
+            "extra_info": {"index": "u-1"},
+        },
+    )
+    assert load_rows(config) == [Row("u-1", "What is 30+4?", "34")]
+
+
 def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere.jsonl': no such file"):
         load_rows(DataConfig(name="n", path=str(tmp_path / "nowhere.jsonl")))
@@ -99,6 +149,15 @@ def test_prompts_put_back_come_next_in_their_order():
     assert dealt.take(3) == [*first[1:], *stream().take(4)[3:]]
 
 
+def test_a_prompt_put_back_is_found_although_its_id_repeats():
+    rows = [Row("same", "1+1", "2"), Row("same", "1+2", "3")]
+    config = NUMBERS.model_copy(update={"shuffle": False})
+    dealt = PromptStream(rows, config, TOKENIZER, seed=0, longest_prompt=9)
+    first = dealt.take(1)
+    dealt.put_back(first)
+    assert dealt.take(1) == first
+
+
 def test_a_cursor_of_other_data_is_refused():
     state = stream(7).state_dict()
     with pytest.raises(UserError, match="changed since the checkpoint"):
@@ -123,9 +182,9 @@ def test_long_prompts_can_be_left_out_but_not_all_of_them():
 def test_the_template_and_the_chat_wrap_the_problem():
     row = Row("0", "1+1", "2")
     plain = NUMBERS.model_copy(update={"template": "{problem}="})
-    assert TOKENIZER.decode(render(row, plain, TOKENIZER)) == "1+1="
+    assert TOKENIZER.decode(list(render(row, plain, TOKENIZER))) == "1+1="
     chat = NUMBERS.model_copy(update={"chat": True})
-    assert TOKENIZER.decode(render(row, chat, TOKENIZER)) == "1+1\n"
+    assert TOKENIZER.decode(list(render(row, chat, TOKENIZER))) == "1+1\n"
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused_for_a_chat():

@@ -13,6 +13,7 @@ from grpo.metrics import (
     MetricsLog,
     NullBoard,
     WandbBoard,
+    _has_wandb_key,
     group_metrics,
     open_board,
     read_metrics,
@@ -47,7 +48,7 @@ def test_group_metrics_by_hand() -> None:
     right = scored((1.0, 20, "correct"), (1.0, 20, "correct"))
     wrong = scored((0.0, 40, "no answer"), (0.0, 40, "verifier crashed: KeyError"), finish="length")
     metrics = group_metrics([mixed, right, wrong, wrong])
-    # rewards 1 0 1 1 0 0 0 0; lengths 10 30 20 20 40 40 40 40, mean 30, variance (400+0+2*100+4*100)/8
+    # rewards 1 0 1 1 0 0 0 0; lengths 10 30 20 20 40 40 40 40: squares off 30 add up to 1000
     expected = {
         "reward/mean": 3 / 8,
         "reward/std": math.sqrt(3 / 8 * 5 / 8),
@@ -140,6 +141,24 @@ def test_no_board_takes_everything(tmp_path: Path) -> None:
     board.log(1, {"a": 1.0})
     board.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_is_found_in_the_environment_and_in_netrc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not _has_wandb_key()
+    (tmp_path / "netrc").write_text("machine elsewhere.org login user password 0\n")
+    assert not _has_wandb_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password 0\n")
+    assert _has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.my-lab.org:8080")
+    assert not _has_wandb_key()
+    monkeypatch.setenv("WANDB_API_KEY", "0")
+    assert _has_wandb_key()
 
 
 def test_auto_without_a_key_is_offline_silent_and_goes_on_with_one_id(
