@@ -1,5 +1,6 @@
 """The `grpo` command. Heavy modules are imported by the command that needs them."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,4 +120,13 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 
 def main() -> None:
+    _quieten()
     sys.exit(app())
+
+
+def _quieten() -> None:
+    """Keeps libraries from talking over the run; set before any of them is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not Path("/proc/driver/nvidia").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns where it has to guess

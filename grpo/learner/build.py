@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from grpo.config import BuildConfig
 
@@ -63,5 +64,6 @@ def save_pretrained(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path
 ) -> None:
     """Writes a folder that transformers and vLLM load."""
+    disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
