@@ -6,11 +6,15 @@ Shape letters: N responses of one optimizer step over all ranks, G siblings of o
 S packed tokens (prompts and responses), T response tokens among them.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # a verifier's process needs verdicts, not three seconds of torch
+    import torch
 
 FinishReason = Literal["stop", "length", "abort"]
 

@@ -36,6 +36,11 @@ def test_an_override_is_typed_like_the_file(recipe: Path):
     assert loaded.rollout.engine == {"a": 1}
 
 
+def test_off_is_a_word_and_false_is_not(recipe: Path):
+    loaded = load_recipe(recipe, ["logging.wandb=off", "data.chat=true"])
+    assert (loaded.logging.wandb, loaded.data.chat) == ("off", True)
+
+
 def test_an_unknown_key_names_the_nearest_with_file_and_line(recipe: Path):
     recipe.write_text(MINIMAL + "learner:\n  learning_rat: 1\n")
     message = refused(recipe)
