@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from grpo.errors import RunError, UserError
+from grpo.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,8 +31,6 @@ Overrides = Annotated[
 @contextmanager
 def _exit_codes() -> Iterator[None]:
     """0 ok, 1 failed, 2 bad input, 130 interrupted; a traceback only for a fault of ours."""
-    from grpo.session import Interrupted
-
     try:
         yield
     except UserError as error:
@@ -121,7 +119,10 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 def main() -> None:
     _quieten()
-    sys.exit(app())
+    try:
+        sys.exit(app())
+    except KeyboardInterrupt:  # before a command had begun to listen
+        sys.exit(130)
 
 
 def _quieten() -> None:

@@ -1,4 +1,4 @@
-"""The two ways a run may end badly, told apart by who can mend it."""
+"""The ways a run may end early, told apart by who can mend it."""
 
 
 class UserError(ValueError):
@@ -13,4 +13,11 @@ class RunError(RuntimeError):
     """Something failed while a correct run was under way (a worker died, a deadline passed).
 
     The command line prints the message, says how to resume, and exits with 1.
+    """
+
+
+class Interrupted(Exception):
+    """The user asked the run to stop; the step under way was finished or dropped whole.
+
+    The command line says how to go on, and exits with 130.
     """

@@ -14,14 +14,14 @@ from grpo.cluster import Cluster
 from grpo.config import BenchmarkConfig, Choice, SuiteConfig, VerifierConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts, load_rows
-from grpo.errors import UserError
+from grpo.errors import Interrupted, UserError
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
 from grpo.metrics import group_metrics
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.scores import Score, score_problems
-from grpo.session import Interrupted, StopRequest, import_plugins
+from grpo.session import StopRequest, import_plugins
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, ScoredGroup
 from grpo.verify.pool import VerifierPool

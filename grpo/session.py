@@ -38,10 +38,6 @@ def import_plugins(names: list[str]) -> None:
             ) from error
 
 
-class Interrupted(Exception):
-    """The user asked the run to stop; the step under way was finished or dropped whole."""
-
-
 class StopRequest:
     """The first Ctrl-C (or SIGTERM) asks for a clean stop, the second stops at once."""
 

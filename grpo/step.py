@@ -11,11 +11,10 @@ from grpo.batch import cut, make_batch, split_minibatches, with_advantages
 from grpo.config import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
-from grpo.errors import RunError
+from grpo.errors import Interrupted, RunError
 from grpo.learner.group import LearnerGroup
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.session import Interrupted
 from grpo.types import Group, Prompt, ScoredGroup, Verdict
 from grpo.verify.pool import VerifierPool
 

@@ -19,7 +19,7 @@ from grpo.cluster import Cluster
 from grpo.config import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
-from grpo.errors import UserError
+from grpo.errors import Interrupted, UserError
 from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.loading import resolved
 from grpo.metrics import (
@@ -30,7 +30,6 @@ from grpo.metrics import (
 )
 from grpo.report import write_curves
 from grpo.session import (
-    Interrupted,
     StopRequest,
     import_plugins,
     is_colocated,
