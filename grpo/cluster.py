@@ -173,7 +173,7 @@ class Cluster:
         # Ray's default would let every other process of the machine go before the trainer.
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(
-            address=os.environ.get("RAY_ADDRESS"),
+            address=os.environ.get("RAY_ADDRESS", "local"),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
