@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A part of a recipe. Unknown keys are errors, values never change after reading."""
+    """A part of a recipe. Unknown keys are errors, values never change after reading, and
+    nothing is taken for what it is not: "3" and true are no numbers, 3.7 is no integer."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Choice(BaseModel):
@@ -181,7 +182,7 @@ class LearnerConfig(Section):
     warmup_steps: int = Field(default=10, ge=0, description="optimizer steps of linear warm-up")
     lr_decay: Literal["constant", "linear", "cosine"] = "constant"
     weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)  # YAML has lists only
     eps: float = Field(default=1e-8, gt=0)
     grad_clip: float = Field(default=1.0, ge=0, description="0: off")
     micro_batch_tokens: int = Field(

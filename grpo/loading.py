@@ -19,29 +19,37 @@ Marks = dict[Key, str]
 # A string here names a file to extend; so does an item of a list under "benchmarks".
 _FILE_KEYS = ("data", "suite")
 _FILE_LISTS = ("benchmarks",)
+# Below these the keys are somebody else's: a word there is only a word.
+_FREE_KEYS = ("engine", "options")
 # The name of another part under these keys leaves the base's options behind.
 _CHOICE_KEYS = ("task", "advantage", "aggregate", "surrogate", "verifier")
 _COMMAND_LINE = "command line"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 where 1.1 surprises: 5e-5 is a number, and off, on, yes and no are words."""
+    """YAML 1.2 where 1.1 surprises: 5e-5 is a number; off, on, yes, no, 010 and 1:30 are words."""
 
 
-_BOOL = "tag:yaml.org,2002:bool"
+_BOOL, _INT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:int"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _INT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    _INT, re.compile(r"^[-+]?(0|[1-9]\d*)$", re.ASCII), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     _BOOL, re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d+\.\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\d+[eE][-+]?\d+$"
+        r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$",
+        re.ASCII,
+    ),
     list("-+0123456789."),
 )
-# The 1.1 integer pattern is tried first and keeps plain integers integers.
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -76,14 +84,14 @@ def _load(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
 def _find(name: str, near: Path | None) -> Path:
     """Looks in the working directory, beside the file that names it, then one folder up."""
     places = [Path(name)]
-    if near is not None and not Path(name).is_absolute():
-        places += [near.parent / name, near.parent.parent / name]
+    if near is not None:
+        here = near.absolute().parent  # absolute, because the parent of "." is "." again
+        places += [here / name, here.parent / name]
     for place in places:
         if place.is_file():
             return place
-    raise UserError(
-        f"no file {name!r}; looked for {', '.join(str(place.absolute()) for place in places)}"
-    )
+    looked = dict.fromkeys(str(place.absolute()) for place in places)
+    raise UserError(f"no file {name!r}; looked for {', '.join(looked)}")
 
 
 def _read(path: Path, at: Key, marks: Marks, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -92,53 +100,73 @@ def _read(path: Path, at: Key, marks: Marks, chain: tuple[Path, ...]) -> dict[st
         names = " -> ".join(str(p) for p in (*chain, path.resolve()))
         raise UserError(f"files extend each other in a circle: {names}")
     try:
-        node = yaml.compose(path.read_text(), Loader=_Loader)
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f"{path}: expected a mapping of keys to values at the top")
     mine: Marks = {}
-    tree = _plain(node, at, path, mine)
+    tree = _plain(node, at, str(path), mine)
     out = _extend(tree, at, path, marks, (*chain, path.resolve()))
     marks |= mine
     return out
 
 
-def _plain(node: yaml.Node, at: Key, path: Path, marks: Marks) -> Any:
-    """The node as plain data; `marks` learns the file and line of every key."""
+def _plain(
+    node: yaml.Node, at: Key, source: str, marks: Marks, around: tuple[yaml.Node, ...] = ()
+) -> Any:
+    """The node as plain data; `marks` learns where every key was written."""
+    line = source if source == _COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
+    if node in around:
+        raise UserError(f"{line}: a value contains itself")
+    around = (*around, node)
     if isinstance(node, yaml.MappingNode):
         out: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise UserError(f"{line}: a key must be a single word")
             key = str(key_node.value)
-            line = f"{path}:{key_node.start_mark.line + 1}"
+            mark = _COMMAND_LINE
+            if source != _COMMAND_LINE:
+                mark = f"{source}:{key_node.start_mark.line + 1}"
             if key in out:
-                raise UserError(f"{line}: key {key!r} stands twice in one mapping: keep one")
-            marks[(*at, key)] = line
-            out[key] = _plain(value_node, (*at, key), path, marks)
+                raise UserError(f"{mark}: key {key!r} stands twice in one mapping: keep one")
+            marks[(*at, key)] = mark
+            out[key] = _plain(value_node, (*at, key), source, marks, around)
         return out
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*at, i), path, marks) for i, item in enumerate(node.value)]
-    constructor = _Loader("")
-    return constructor.construct_object(node, deep=True)
+        items = enumerate(node.value)
+        return [_plain(item, (*at, i), source, marks, around) for i, item in items]
+    try:
+        return _Loader("").construct_object(node, deep=True)
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{line}: {node.value!r} is no value of kind {node.tag!r}") from None
 
 
 def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...]) -> Any:
     """Replaces every `extends: FILE`, and every string that stands for one, by what it names."""
+    free = any(key in _FREE_KEYS for key in at)
     if isinstance(tree, list):
-        names_files = bool(at) and at[-1] in _FILE_LISTS
+        names_files = bool(at) and at[-1] in _FILE_LISTS and not free
         items = [{"extends": i} if names_files and isinstance(i, str) else i for i in tree]
         return [_extend(item, (*at, i), path, marks, chain) for i, item in enumerate(items)]
     if not isinstance(tree, dict):
         return tree
-    own: dict[str, Any] = {}
+    own: dict[Any, Any] = {}
+    in_list = bool(at) and at[-1] in _FILE_LISTS  # an override reaches an item by its position
     for key, value in tree.items():
-        if key in _FILE_KEYS and isinstance(value, str):
+        names_file = key in _FILE_KEYS or (in_list and isinstance(key, int))
+        if names_file and not free and isinstance(value, str):
             value = {"extends": value}
         own[key] = _extend(value, (*at, key), path, marks, chain)
     base_name = own.pop("extends", None)
     if base_name is None:
         return own
-    return _merge(_read(_find(str(base_name), path), at, marks, chain), own)
+    if not isinstance(base_name, str):
+        raise UserError(f"{path}: extends must name one file, got {base_name!r}")
+    return _merge(_read(_find(base_name, path), at, marks, chain), own)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -169,14 +197,14 @@ def _merged_choice(old: Any, new: Any) -> Any:
 def _override(tree: dict[str, Any], text: str, marks: Marks) -> dict[str, Any]:
     """The tree with one `a.b.c=value` applied."""
     dotted, equals, raw = text.partition("=")
-    if not equals or not dotted:
+    if not equals or not all(dotted.split(".")):
         raise UserError(f"{text!r}: expected key=value, e.g. learner.lr=1e-5")
     try:
-        value = yaml.load(raw, Loader=_Loader)
+        node = yaml.compose(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{text!r}: the value is not valid YAML: {error}") from None
-    path: list[str | int] = [int(p) if p.isdigit() else p for p in dotted.split(".")]
-    nested: Any = value
+    path: list[str | int] = [int(p) if p.isdecimal() else p for p in dotted.split(".")]
+    nested = None if node is None else _plain(node, tuple(path), _COMMAND_LINE, marks)
     for part in reversed(path[1:]):
         nested = {part: nested}
     marks[tuple(path)] = _COMMAND_LINE

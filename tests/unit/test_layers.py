@@ -34,7 +34,8 @@ def imports(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "relative imports would escape this test"
             found.add(node.module)
             if node.module == "grpo":
                 found |= {f"grpo.{alias.name}" for alias in node.names}

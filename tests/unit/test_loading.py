@@ -122,3 +122,67 @@ def test_a_list_is_reached_by_position_and_no_further(recipe: Path):
 def test_what_is_resolved_reads_back_as_the_same_recipe(recipe: Path):
     loaded = load_recipe(recipe, ["aggregate={name: delta_l, alpha: 1.0}"])
     assert Recipe.model_validate(resolved(loaded)) == loaded
+
+
+@pytest.mark.parametrize("value", ['"3"', "3.0", "true", "010", "1:30", "1_000"])
+def test_only_an_integer_is_an_integer(recipe: Path, value: str):
+    assert "command line: schedule.steps: Input should be a valid integer" in refused(
+        recipe, f"schedule.steps={value}"
+    )
+
+
+def test_a_quoted_number_is_no_number_and_one_is_not_true(recipe: Path):
+    assert "got '1e-5'" in refused(recipe, 'learner.lr="1e-5"')
+    assert "valid boolean, got 1" in refused(recipe, "data.shuffle=1")
+
+
+def test_a_pair_of_numbers_is_written_as_a_list(recipe: Path):
+    assert load_recipe(recipe, ["learner.betas=[0.8, 1]"]).learner.betas == (0.8, 1.0)
+    assert "got '0.8'" in refused(recipe, 'learner.betas=["0.8", 1]')
+
+
+def test_a_file_is_found_from_inside_the_folder_of_the_recipe(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (recipe.parent / "recipes").mkdir()
+    (recipe.parent / "data").mkdir()
+    (recipe.parent / "data/n.yaml").write_text("name: n\nhub: some/set\n")
+    (recipe.parent / "recipes/r.yaml").write_text("name: r\nmodel: {path: m}\ndata: data/n.yaml\n")
+    monkeypatch.chdir(recipe.parent / "recipes")
+    assert load_recipe("r.yaml").data.hub == "some/set"
+
+
+def test_what_an_override_sets_is_blamed_on_the_command_line(recipe: Path):
+    recipe.write_text(MINIMAL + "learner:\n  lr: 0.1\n")
+    assert "command line: learner.lr" in refused(recipe, "learner={lr: -1}")
+
+
+@pytest.mark.parametrize(
+    "line", ["seed: !mine 3", "seed: !!int abc", "rollout: {engine: &a {x: *a}}", "? [a]\n: 3"]
+)
+def test_yaml_that_is_no_plain_data_is_refused_with_its_line(recipe: Path, line: str):
+    recipe.write_text(MINIMAL + line + "\n")
+    assert "recipe.yaml:" in refused(recipe)
+
+
+def test_a_file_that_is_no_text_is_refused(recipe: Path):
+    recipe.write_bytes(b"name: \xff\xfe")
+    assert "cannot read" in refused(recipe)
+
+
+def test_the_engines_own_words_are_not_taken_for_files(recipe: Path):
+    recipe.write_text(MINIMAL + "rollout: {engine: {data: hello, benchmarks: [x]}}\n")
+    assert load_recipe(recipe).rollout.engine == {"data": "hello", "benchmarks": ["x"]}
+
+
+def test_an_override_can_put_a_benchmark_file_into_a_suite(recipe: Path):
+    suite = "eval: {suite: {name: s, benchmarks: [{name: b, data: {name: d, path: x}}]}}\n"
+    recipe.write_text(MINIMAL + suite)
+    (recipe.parent / "b.yaml").write_text("name: other\ndata: {name: d, path: y}\n")
+    loaded = load_recipe(recipe, ["eval.suite.benchmarks.0=b.yaml"])
+    assert loaded.eval.suite is not None
+    assert loaded.eval.suite.benchmarks[0].name == "other"
+
+
+def test_an_override_with_an_empty_part_is_refused(recipe: Path):
+    assert "expected key=value" in refused(recipe, "learner..lr=3")
