@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from grpo.errors import Interrupted, RunError, UserError
+from grpo.cli_data import data_app
+from grpo.cli_verify import verify
+from grpo.errors import UserError
+from grpo.exit_codes import exit_codes
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,20 +29,9 @@ Overrides = Annotated[
 ]
 
 
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """0 ok, 1 failed, 2 bad input, 130 interrupted; a traceback only for a fault of ours."""
-    try:
-        yield
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
-    except RunError as error:
-        typer.echo(f"failed: {error}", err=True)
-        raise typer.Exit(1) from None
-    except (Interrupted, KeyboardInterrupt):
-        typer.echo("interrupted; the same command goes on from the last checkpoint", err=True)
-        raise typer.Exit(130) from None
+app.add_typer(data_app, name="data")
+app.command()(verify)
+RESUMES = "the same command goes on from where it was"
 
 
 @app.command()
@@ -59,7 +49,7 @@ def train(
 
         grpo train recipes/tiny_cpu.yaml name=mine aggregate=token_mean schedule.steps=20
     """
-    with _exit_codes():
+    with exit_codes(RESUMES):
         from grpo.console import Screen
         from grpo.loading import load_recipe
         from grpo.train import train as run
@@ -70,7 +60,7 @@ def train(
 @app.command()
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without starting anything: keys, options, files, data rows."""
-    with _exit_codes():
+    with exit_codes(RESUMES):
         from grpo.check import check_recipe
         from grpo.console import Screen
         from grpo.loading import load_recipe
@@ -84,30 +74,64 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command(name="eval")
 def evaluate(
     target: Annotated[
-        str,
+        str | None,
         typer.Argument(help="a run folder, a checkpoint, a model folder or a Hugging Face name"),
-    ],
+    ] = None,
     overrides: Overrides = None,
-    suite: Annotated[
-        Path, typer.Option(help="benchmarks to run, e.g. eval/arithmetic.yaml")
-    ] = Path("eval/arithmetic.yaml"),
+    suite: Annotated[Path, typer.Option(help="benchmarks to run, e.g. eval/math500.yaml")] = Path(
+        "eval/arithmetic.yaml"
+    ),
+    answers: Annotated[
+        Path | None, typer.Option(help="judge these answers (.jsonl, .parquet, a folder) instead")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="where the JSON result goes")] = None,
     dtype: Annotated[str, typer.Option(help="bfloat16 or float32")] = "float32",
 ) -> None:
-    """Evaluate a run, a checkpoint or any model on a suite: avg@k, pass@k, maj@k with 95 %
-    intervals, as a table and as JSON. Overrides change the suite (benchmarks.0.samples=4)."""
-    with _exit_codes():
+    """Evaluate a run, a checkpoint or any model on a suite: avg@k, pass@k, best@k, maj@k with 95 %
+    intervals, as a table and as JSON, all answers beside it. The same command goes on after an
+    interruption. Overrides change the suite (samples=4, benchmarks.0.data.path=FILE).
+
+    With --answers no model is needed:
+
+        grpo eval --answers answers.jsonl --suite eval/math500.yaml data.path=math500.jsonl
+    """
+    with exit_codes(RESUMES):
         from grpo.console import Screen
-        from grpo.evaluate import evaluate_model
         from grpo.loading import load_suite
 
-        evaluate_model(target, load_suite(suite, overrides or []), dtype, out, Screen())
+        changes = overrides or []
+        if answers is not None:
+            from grpo.eval_answers import evaluate_answers
+
+            if target is not None and "=" not in target:
+                raise UserError(f"{target} and --answers {answers}: give one of them")
+            changes = [target, *changes] if target is not None else changes
+            evaluate_answers(load_suite(suite, changes), answers, out, Screen())
+            return
+        if target is None or ("=" in target and not Path(target).exists()):
+            raise UserError("what to evaluate is missing: a run, a model, or --answers FILE")
+        from grpo.evaluate import evaluate_model
+
+        evaluate_model(target, load_suite(suite, changes), dtype, out, Screen())
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A.json", help="a result of grpo eval")],
+    second: Annotated[Path, typer.Argument(metavar="B.json", help="another, same benchmarks")],
+) -> None:
+    """Compare two results problem by problem: B minus A of every score, with its 95 % interval."""
+    with exit_codes(RESUMES):
+        from grpo.compare import compare as run
+        from grpo.console import Screen
+
+        run(first, second, Screen())
 
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Draw a run's curves (reward.png, length.png) from what it has logged so far."""
-    with _exit_codes():
+    with exit_codes(RESUMES):
         from grpo.checkpoint import RunFolder
         from grpo.report import write_curves
 

@@ -4,89 +4,12 @@ The pydantic models below are the reference; `grpo.loading` turns a YAML file, w
 the `key=value` overrides of the command line into one of them.
 """
 
+from datetime import date
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A part of a recipe. Unknown keys are errors, values never change after reading, and
-    nothing is taken for what it is not: "3" and true are no numbers, 3.7 is no integer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Choice(BaseModel):
-    """A registered part and its options: `balanced`, or `{name: balanced, scope: batch}`.
-
-    The options are checked against the part's own signature by its registry.
-    """
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_bare_name_has_no_options(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
-class Columns(Section):
-    """Where a row keeps its parts: for each the candidates in order of preference.
-
-    A dot reaches into a nested value (`reward_model.ground_truth`); a column that holds a chat
-    (a list of role/content messages) gives the content of its last user message.
-    """
-
-    problem: list[str] = ["problem", "question", "prompt"]
-    answer: list[str] = ["answer", "final_answer", "reward_model.ground_truth"]
-    id: list[str] = ["id", "unique_id", "extra_info.index"]
-
-
-class DataConfig(Section):
-    """A declaration of prompts (`data/*.yaml`). Rows come from `path` if set, else from `task`
-    (generated), else from `hub` (a Hugging Face data set)."""
-
-    name: str
-    path: str | None = Field(default=None, description="a local .jsonl, .json or .parquet file")
-    task: Choice | None = Field(
-        default=None, description="a generated task, e.g. {name: arithmetic}"
-    )
-    hub: str | None = Field(default=None, description="a Hugging Face data set, e.g. org/name")
-    revision: str | None = None
-    hub_subset: str | None = Field(default=None, description="e.g. main of openai/gsm8k")
-    hub_split: str = "train"
-    columns: Columns = Columns()
-    strip_prefix: str = Field(
-        default="", description="removed from the start of a problem where present"
-    )
-    strip_suffix: str = Field(
-        default="", description="removed from the end of a problem where present"
-    )
-    template: str = Field(
-        default="{problem}", description="the user message; {problem} is replaced"
-    )
-    system: str | None = Field(default=None, description="needs chat: true")
-    chat: bool = Field(
-        default=False, description="wrap the message in the tokenizer's chat template"
-    )
-    rows: int | None = Field(default=None, ge=1, description="use the first rows only")
-    shuffle: bool = True
-    long_prompts: Literal["error", "skip"] = "error"
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "DataConfig":
-        if not (self.path or self.task or self.hub):
-            raise ValueError("needs a source: one of path, task or hub")
-        if "{problem}" not in self.template:
-            raise ValueError(f"template {self.template!r} has no {{problem}} in it")
-        if self.system is not None and not self.chat:
-            raise ValueError("system needs chat: true; without a chat put the words into template")
-        return self
+from grpo.config_data import Choice, DataConfig, Section
 
 
 class WarmStart(Section):
@@ -163,7 +86,7 @@ class RolloutConfig(Section):
 
 class VerifierConfig(Section):
     name: str = "math"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
     workers: int = Field(default=2, ge=1, description="processes")
     timeout_s: float = Field(
         default=10.0, gt=0, description="a worker past it is killed and replaced"
@@ -282,24 +205,67 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1, description="older ones are deleted")
 
 
+class DateWindow(Section):
+    """Only the rows whose date lies within, both days included; such as 2024-08-01."""
+
+    column: str
+    start: date = Field(default=date.min, strict=False)  # YAML has dates, a stored recipe has texts
+    end: date = Field(default=date.max, strict=False)
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> "DateWindow":
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} is after end {self.end}")
+        return self
+
+
 class BenchmarkConfig(Section):
     """One benchmark of an evaluation suite."""
 
-    name: str
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]+$", description="also the name of its answers' file"
+    )
     data: DataConfig
     samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
     temperature: float = Field(default=1.0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int = Field(default=8192, ge=1)
     verifier: Choice = Choice(name="math")
+    judge_timeout_s: float = Field(default=10.0, gt=0, description="for one answer")
+    by: list[str] = Field(default=[], description="columns that the score is broken down by")
+    window: DateWindow | None = None
+    reference: dict[str, list[str]] = Field(
+        default={},
+        description="where set, the reference is a JSON object: its keys, and for each the columns "
+        "that may hold its value, in order of preference",
+    )
+    starter: str | None = Field(
+        default=None, description="a column with code to complete, shown after the problem"
+    )
 
 
 class SuiteConfig(Section):
-    """`eval/*.yaml`: benchmarks that are run together."""
+    """`eval/*.yaml`: benchmarks that are run together. One benchmark alone is a suite, too."""
 
     name: str
     plugins: list[str] = Field(default=[], description="modules that register verifiers")
     benchmarks: list[BenchmarkConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_benchmark_is_a_suite(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "data" not in value or "benchmarks" in value:
+            return value
+        alone = {key: part for key, part in value.items() if key != "plugins"}
+        shared = {key: value[key] for key in ("name", "plugins") if key in value}
+        return shared | {"benchmarks": [alone]}
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "SuiteConfig":
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two benchmarks are named {twice[0]!r}: give one another name")
+        return self
 
 
 class EvalConfig(Section):

@@ -1,66 +1,81 @@
 """Benchmarks: sample, judge, score with intervals; within a run or on any saved model."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from grpo.check import check_benchmark
 from grpo.checkpoint import RunFolder
 from grpo.cluster import Cluster
-from grpo.config import BenchmarkConfig, Choice, SuiteConfig, VerifierConfig
+from grpo.config import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
-from grpo.data import eval_prompts, load_rows
+from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError
+from grpo.eval_history import history, track
+from grpo.eval_result import (
+    BenchmarkResult,
+    answers_folder,
+    make_room,
+    relative,
+    result_of,
+    save,
+    show,
+)
+from grpo.eval_rows import Judges, Waiting, benchmark_rows, judged, submit
+from grpo.eval_store import Answered, AnswerStore
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
-from grpo.metrics import group_metrics
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.scores import Score, score_problems
+from grpo.scores import Score
 from grpo.session import StopRequest, import_plugins
 from grpo.sync.transport import BACKENDS
-from grpo.types import Group, ScoredGroup
+from grpo.types import Group, Prompt
 from grpo.verify.pool import VerifierPool
+
+__all__ = [
+    "Bench",
+    "Judges",
+    "Score",
+    "evaluate_model",
+    "history",
+    "run_suite",
+    "save",
+    "show",
+    "track",
+]
 
 # Evaluation draws from seeds of its own: no training step has this number.
 _EVAL_STEP = -1
 _GROUP_TIMEOUT_S = 3600.0
-_JUDGE_TIMEOUT_S = 10.0
 
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkResult:
-    """Scores by name (`avg@8`, `pass@4`, `maj@8`), and what the answers looked like."""
-
-    name: str
-    num_problems: int
-    scores: dict[str, Score]
-    length_mean: float
-    truncated_share: float
-    no_answer_share: float
-
-    @property
-    def average(self) -> Score:
-        return next(score for name, score in self.scores.items() if name.startswith("avg@"))
+Asked = tuple[Prompt, Mapping[str, str]]  # a prompt, and what its row says of itself
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every benchmark of a suite shares."""
+    """What every benchmark of a suite shares.
 
-    rollouts: RolloutPool
+    rollouts: called where there is something to sample, so that engines start only then
+    out: the result's file, which the answers lie beside
+    model: what tells these weights from any others. With it, answers that an earlier evaluation
+        of the same weights left behind are used again; None: never
+    """
+
+    rollouts: Callable[[], RolloutPool]
     tokenizer: Any
     max_model_len: int
-    workers: int
-    timeout_s: float
+    judges: Judges
     screen: Screen
+    out: Path
     stop: Callable[[], bool] = lambda: False
-    plugins: tuple[str, ...] = ()
-    running: tuple[VerifierConfig, VerifierPool] | None = None  # a pool to use where it fits
+    model: Mapping[str, Any] | None = None
 
 
 def run_suite(suite: SuiteConfig, bench: Bench) -> list[BenchmarkResult]:
@@ -81,94 +96,100 @@ def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | No
             f"benchmark {config.name!r}: max_tokens {config.max_tokens} leaves no room for a "
             f"prompt in the model's {bench.max_model_len} tokens: lower it"
         )
-    prompts = eval_prompts(load_rows(config.data), config.data, bench.tokenizer, longest_prompt)
+    rows, labels = benchmark_rows(config)
+    prompts = eval_prompts(rows, config.data, bench.tokenizer, longest_prompt)
+    asked = [(prompt, labels[prompt.serial]) for prompt in prompts]
+    store = _store(config, prompts, bench)
+    with bench.judges.pool(config.verifier, config.judge_timeout_s) as verifier:
+        waiting = _answers(config, asked, bench, store, verifier)
+        if len(waiting) < len(asked):
+            return None
+        groups = judged(config.name, waiting, bench.screen, bench.stop)
+    if groups is None:
+        return None
+    store.finish(groups)
+    return result_of(config.name, groups, relative(store.path, bench.out.parent))
+
+
+def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> AnswerStore:
+    """Answers of known weights have a file of their own for each way to sample them."""
+    sampled: dict[str, Any] = {
+        "model": bench.model,
+        "prompts": _digest([[prompt.row_id, list(prompt.token_ids)] for prompt in prompts]),
+        "samples": config.samples,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_tokens,
+    }
+    judged_by = {"verifier": config.verifier.name, "options": config.verifier.options}
+    name = config.name if bench.model is None else f"{config.name}-{_digest(sampled)[:8]}"
+    return AnswerStore(answers_folder(bench.out) / f"{name}.parquet", sampled, judged_by)
+
+
+def _answers(
+    config: BenchmarkConfig,
+    asked: Sequence[Asked],
+    bench: Bench,
+    store: AnswerStore,
+    verifier: VerifierPool,
+) -> list[Waiting]:
+    """Answers to the prompts, from the store or sampled now, on their way to verdicts; not all of
+    them where `bench.stop` says so. Whatever happens, what was sampled is in the store."""
+    found = {} if bench.model is None else store.load(config.samples, bench.screen.warn)
+    if found:
+        bench.screen.note(f"{config.name}: answers to {len(found)} of {len(asked)} problems exist")
+    waiting = [
+        submit(_current(found[prompt.serial], prompt, labels), verifier)
+        for prompt, labels in asked
+        if prompt.serial in found
+    ]
+    left = {prompt.serial: labels for prompt, labels in asked if prompt.serial not in found}
+    if not left:
+        return waiting
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
-    with _judges(config.verifier, bench) as verifier:
-        pending: list[tuple[Group, list[Any]]] = []
-        with bench.screen.progress(f"eval {config.name}", len(prompts)) as bar:
-            for group in bench.rollouts.sample(
-                prompts,
+    rollouts = bench.rollouts()
+    with bench.screen.progress(f"eval {config.name}", len(asked)) as bar:
+        bar.advance(len(waiting))
+        try:
+            for group in rollouts.sample(
+                [prompt for prompt, _ in asked if prompt.serial in left],
                 config.samples,
                 sampling,
                 lambda prompt: group_seed(0, _EVAL_STEP, prompt.serial),
                 bench.stop,
             ):
-                futures = [verifier.submit(r.text, group.prompt.answer) for r in group.responses]
-                pending.append((group, futures))
+                waiting.append(submit(_answered(group, left[group.prompt.serial]), verifier))
+                store.add(*waiting[-1])
                 bar.advance()
-        if len(pending) < len(prompts):
-            return None
-        scored = [
-            ScoredGroup(group, tuple(future.result() for future in futures))
-            for group, futures in sorted(pending, key=lambda item: item[0].prompt.serial)
-        ]
-    return _result(config.name, scored)
+        finally:
+            store.flush()
+    return waiting
 
 
-@contextmanager
-def _judges(asked: Choice, bench: Bench) -> Iterator[VerifierPool]:
-    """The pool that is running already if it has the right verifier, else one for this alone."""
-    if bench.running is not None:
-        config, pool = bench.running
-        if (config.name, config.options) == (asked.name, asked.options):
-            yield pool
-            return
-    with VerifierPool(
-        asked.name,
-        asked.options,
-        workers=bench.workers,
-        timeout_s=bench.timeout_s,
-        plugins=bench.plugins,
-    ) as pool:
-        yield pool
-
-
-def _result(name: str, scored: list[ScoredGroup]) -> BenchmarkResult:
-    metrics = group_metrics(scored)
-    return BenchmarkResult(
-        name=name,
-        num_problems=len(scored),
-        scores=score_problems(
-            [[verdict.reward == 1.0 for verdict in group.verdicts] for group in scored],
-            [[verdict.parsed for verdict in group.verdicts] for group in scored],
-        ),
-        length_mean=metrics["length/mean"],
-        truncated_share=metrics["truncated/share"],
-        no_answer_share=metrics["no_answer/share"],
+def _answered(group: Group, labels: Mapping[str, str]) -> Answered:
+    prompt, responses = group.prompt, group.responses
+    return Answered(
+        serial=prompt.serial,
+        row_id=prompt.row_id,
+        problem=prompt.problem,
+        answer=prompt.answer,
+        responses=tuple(response.text for response in responses),
+        lengths=tuple(len(response.token_ids) for response in responses),
+        finish_reasons=tuple(response.finish_reason for response in responses),
+        labels=labels,
     )
 
 
-def show(results: list[BenchmarkResult], title: str, screen: Screen) -> None:
-    """A table with a row per score."""
-    rows = [
-        (
-            result.name,
-            score.name,
-            f"{score.value:.3f}",
-            f"{score.low:.3f} to {score.high:.3f}",
-            result.num_problems,
-            f"{result.length_mean:.1f}",
-            f"{100 * result.truncated_share:.1f} %",
-        )
-        for result in results
-        for score in result.scores.values()
-    ]
-    columns = ("benchmark", "score", "value", "95 % interval", "problems", "length", "truncated")
-    screen.table(title, columns, rows)
+def _current(found: Answered, prompt: Prompt, labels: Mapping[str, str]) -> Answered:
+    """Stored answers with what the row says today; a new reference needs new verdicts."""
+    verdicts = found.verdicts if found.answer == prompt.answer else None
+    return replace(
+        found, problem=prompt.problem, answer=prompt.answer, verdicts=verdicts, labels=labels
+    )
 
 
-def save(results: list[BenchmarkResult], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
-
-
-def load(path: Path) -> list[BenchmarkResult]:
-    return [
-        BenchmarkResult(
-            **item | {"scores": {name: Score(**s) for name, s in item["scores"].items()}}
-        )
-        for item in json.loads(path.read_text())
-    ]
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def target_model(target: str) -> str:
@@ -184,30 +205,35 @@ def target_model(target: str) -> str:
     return local_model(target)
 
 
+def weights_identity(model: str, dtype: str) -> dict[str, Any]:
+    """Tells a model folder's content from any other's: names, sizes and times of its files."""
+    files = sorted(path for path in Path(model).iterdir() if path.is_file())
+    facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return {"dtype": dtype, "files": _digest(facts)}
+
+
 def evaluate_model(
     target: str, suite: SuiteConfig, dtype: str, out: Path | None, screen: Screen
 ) -> list[BenchmarkResult]:
-    """`grpo eval`: starts one engine on the target's weights and runs the suite on it."""
+    """`grpo eval`: runs the suite on the target's weights. The engine starts where answers are
+    missing; those that an earlier, interrupted evaluation left behind are used again."""
     import_plugins(suite.plugins)
     for benchmark in suite.benchmarks:
         check_benchmark(benchmark)
     model = target_model(target)
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
-    spec = EngineSpec(model, dtype, 0, None, 1, BACKENDS["nccl" if on_gpu() else "gloo"], {})
-    with StopRequest(screen).listening() as stop, Cluster(folder / "logs") as cluster:
-        screen.note(f"starting vLLM on {model}")
-        rollouts = RolloutPool(cluster.rollout_workers(spec, 1, None), _GROUP_TIMEOUT_S)
-        rollouts.start()
+    make_room(out)
+    with StopRequest(screen).listening() as stop, ExitStack() as opened:
         bench = Bench(
-            rollouts=rollouts,
+            rollouts=_engine_on_demand(model, dtype, out.parent / "logs", screen, opened),
             tokenizer=load_tokenizer(model),
             max_model_len=context_length(model),
-            workers=os.cpu_count() or 1,
-            timeout_s=_JUDGE_TIMEOUT_S,
+            judges=Judges(os.cpu_count() or 1, tuple(suite.plugins)),
             screen=screen,
+            out=out,
             stop=stop,
-            plugins=tuple(suite.plugins),
+            model=weights_identity(model, dtype),
         )
         results = run_suite(suite, bench)
     if not results:
@@ -216,3 +242,20 @@ def evaluate_model(
     show(results, f"{suite.name} on {target}", screen)
     screen.note(f"wrote {out}")
     return results
+
+
+def _engine_on_demand(
+    model: str, dtype: str, logs: Path, screen: Screen, opened: ExitStack
+) -> Callable[[], RolloutPool]:
+    """Starts one engine at the first call; `opened` closes it."""
+
+    @cache
+    def start() -> RolloutPool:
+        spec = EngineSpec(model, dtype, 0, None, 1, BACKENDS["nccl" if on_gpu() else "gloo"], {})
+        cluster = opened.enter_context(Cluster(logs))
+        screen.note(f"starting vLLM on {model}")
+        rollouts = RolloutPool(cluster.rollout_workers(spec, 1, None), _GROUP_TIMEOUT_S)
+        rollouts.start()
+        return rollouts
+
+    return start

@@ -227,21 +227,30 @@ class Trainer:
         if not due or suite is None or path.exists():
             return
         bench = evaluate.Bench(
-            self.rollouts,
-            self.tokenizer,
-            self.max_model_len,
-            self.recipe.verifier.workers,
-            self.recipe.verifier.timeout_s,
-            self.screen,
-            self.stop,
-            tuple(self.recipe.plugins),
-            (self.recipe.verifier, self.verifier),
+            rollouts=lambda: self.rollouts,
+            tokenizer=self.tokenizer,
+            max_model_len=self.max_model_len,
+            judges=evaluate.Judges(
+                self.recipe.verifier.workers,
+                tuple(self.recipe.plugins),
+                (self.recipe.verifier, self.verifier),
+            ),
+            screen=self.screen,
+            out=path,
+            stop=self.stop,
         )
         results = evaluate.run_suite(suite, bench)
         if not results:
             raise Interrupted
         evaluate.save(results, path)
-        values = {f"eval/{result.name}/avg": result.average.value for result in results}
+        values: dict[str, float] = {}
+        for name, (average, best) in evaluate.track(evaluate.history(path.parent)).items():
+            values |= {
+                f"eval/{name}/avg": average.last.value,
+                f"eval/{name}/peak": average.peak.value,
+                f"eval/{name}/best": best.last.value,
+                f"eval/{name}/peak_best": best.peak.value,
+            }
         self.log.log(step, values)
         self.board.log(step, values)
         evaluate.show(results, f"after step {step}", self.screen)
@@ -345,18 +354,27 @@ def facts() -> dict[str, Any]:
 
 
 def _summary(recipe: Recipe, folder: RunFolder, screen: Screen) -> None:
-    """Curves, and accuracy before and after."""
+    """Curves, and accuracy at the first evaluation, at its peak and at the last one."""
     for path in write_curves(folder):
         screen.note(f"wrote {path}")
-    before, after = eval_path(folder, 0), eval_path(folder, recipe.schedule.steps)
-    if before.exists() and after.exists():
+    evaluations = evaluate.history(eval_path(folder, 0).parent)
+    if len(evaluations) > 1:
+        steps = f"(steps {min(evaluations)} to {max(evaluations)})"
         rows = [
-            (old.name, old.average.name, _interval(old), _interval(new))
-            for old, new in zip(evaluate.load(before), evaluate.load(after), strict=True)
+            (
+                name,
+                t.last.name,
+                _interval(t.first),
+                _interval(t.peak),
+                t.peak_step,
+                _interval(t.last),
+            )
+            for name, pair in evaluate.track(evaluations).items()
+            for t in pair
         ]
-        screen.table("accuracy", ("benchmark", "score", "before", "after"), rows)
+        columns = ("benchmark", "score", "first", "peak", "at step", "last")
+        screen.table(f"accuracy {steps}", columns, rows)
 
 
-def _interval(result: evaluate.BenchmarkResult) -> str:
-    score = result.average
+def _interval(score: evaluate.Score) -> str:
     return f"{score.value:.3f} (95 %: {score.low:.3f} to {score.high:.3f})"

@@ -1,57 +1,41 @@
 """Verifiers in processes of their own, under a deadline that nothing outlives.
 
-    submit -> pebble's queue -> a worker judges -> Verdict
-                                a worker past the deadline is killed and replaced
+    submit -> queue -> a worker judges one answer -> Verdict
+                       past the deadline it is killed and replaced
 
-A keeper thread owns the processes: it starts them, replaces the whole pool should pebble give it
-up, and hands what was not judged to the new one.
+One thread, the dispatcher, hands answers out, takes verdicts in and watches the deadlines. Each
+worker has a pipe of its own and one answer at a time, so a death is nobody else's and is known at
+once. One worker more than asked for stands by: where one dies, the next answer waits for nothing.
+An answer's deadline begins when a worker gets it; time in the queue does not count.
 """
 
-import ctypes
-import dataclasses
-import importlib
 import logging
-import math
-import multiprocessing
-import os
-import resource
-import signal
-import sys
+import selectors
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Semaphore
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from multiprocessing import Pipe
 from types import TracebackType
 from typing import Any, Self
 
-import pebble
-
-from grpo.errors import RunError, UserError
+from grpo.errors import RunError
 from grpo.types import Verdict
-from grpo.verify import VERIFIERS
+from grpo.verify.template import Judgement, Template, TemplateGone, Worker
+from grpo.verify.worker import crash, load
 
 logger = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 120.0  # on a busy machine the imports alone take many seconds
-_POLL_S = 0.2
+_RETRY_S = 0.5  # after workers could not be started; doubled each time
+_LONGEST_RETRY_S = 30.0
 _ATTEMPTS = 2  # a worker may die through no fault of the answer (out of memory)
-_RESTARTS = 3  # of the whole pool without a single verdict in between
-_REASON_CAP = 200
-_MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclasses.dataclass(eq=False)
-class _Judgement:
-    """One answer on its way to a verdict."""
-
-    response: str
-    answer: str
-    future: Future[Verdict]
-    attempts: int = 0
+_STARTS = 3  # that fail in a row before those who wait are told
+_JUDGED_BY_ONE = 10_000  # answers; what sympy's caches and leaks have gathered goes with the worker
+# What the queue and the workers hold at once; `submit` waits where there is no room.
+_MOST_ANSWERS = 1024
+_MOST_CHARACTERS = 64 << 20
 
 
 class VerifierPool:
@@ -71,32 +55,45 @@ class VerifierPool:
         timeout_s: float,
         plugins: tuple[str, ...] = (),
     ):
-        _load(name, options, plugins)  # here a mistake is the user's, in a worker it is ours
+        load(name, options, plugins)  # here a mistake is the user's, in the template it is ours
         self.counts: Counter[str] = Counter()
         self._verifier = (name, options, plugins)
-        self._workers = workers
+        self._num_workers = workers
         self._timeout_s = timeout_s
-        self._context = multiprocessing.get_context("spawn")
-        self._ready = self._context.Semaphore(0)
-        self._lock = threading.RLock()
-        self._pending: dict[_Judgement, None] = {}  # in the order of submission
-        self._pool: pebble.ProcessPool | None = None
-        self._restarts = 0
-        self._closing = threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="verifier-keeper", daemon=True)
+        # Guards the three below, and wakes who waits for room or for the start.
+        self._changed = threading.Condition()
+        self._waiting: deque[Judgement] = deque()
+        self._pending: dict[Judgement, None] = {}  # waiting or with a worker, by submission
+        self._characters = 0  # of the pending
+        self._started = False
+        self._closing = False
+        self._broken: BaseException | None = None
+        # The dispatcher's own.
+        self._template: Template | None = None
+        self._workers: list[Worker] = []
+        self._dead: list[Worker] = []  # to be killed, if they still live, and reaped
+        self._failed_starts = 0
+        self._retry_at = 0.0
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._button = Pipe(duplex=False)
+        self._rung = False
+        self._dispatcher = threading.Thread(
+            target=self._dispatch, name="verifier-dispatcher", daemon=True
+        )
 
     def __enter__(self) -> Self:
-        self._keeper.start()
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        ready = 0
-        while ready < self._workers:
-            ready += self._ready.acquire(timeout=_POLL_S)
-            if self._restarts or time.monotonic() > deadline:
-                self.close()
-                raise RunError(
-                    f"{self._workers} verifier workers did not start within "
-                    f"{_START_TIMEOUT_S:.0f} s: what stopped them is printed above"
+        self._dispatcher.start()
+        try:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._started or self._failed_starts or self._broken, _START_TIMEOUT_S
                 )
+        except BaseException:
+            self.close()
+            raise
+        if not self._started:
+            self.close()
+            raise RunError("the verifier's workers do not start: what stops them is printed above")
         return self
 
     def __exit__(
@@ -108,171 +105,261 @@ class VerifierPool:
         self.close()
 
     def submit(self, response: str, answer: str) -> Future[Verdict]:
-        """The future gives a verdict whatever the verifier does; `close` cancels what is left."""
-        assert not self._closing.is_set(), "the verifier pool is closed"
-        judgement = _Judgement(response, answer, Future())
-        with self._lock:
+        """The future gives a verdict whatever the verifier does; `close` cancels what is left.
+
+        Waits while the pool holds 1,024 answers or 64 Mi characters without a verdict. Room is
+        made by the pool's own thread, whatever the caller's does meanwhile.
+        """
+        judgement = Judgement(response, answer, Future())
+        with self._changed:
+            # A callback of a verdict runs on the dispatcher, which must not wait for itself.
+            if threading.current_thread() is not self._dispatcher:
+                self._changed.wait_for(lambda: self._closing or self._has_room(judgement.size))
+            if self._broken is not None:
+                raise RunError("the verifier pool failed") from self._broken
+            assert not self._closing, "the verifier pool is closed"
             self._pending[judgement] = None
-            self._schedule(judgement)
+            self._characters += judgement.size
+            self._waiting.append(judgement)
+            self._ring()
         return judgement.future
 
     def judge(self, responses: Sequence[str], answer: str) -> list[Verdict]:
         """Verdicts on all responses, in their order."""
-        futures = [self.submit(response, answer) for response in responses]
-        return [future.result() for future in futures]
+        return list(self.stream((response, answer) for response in responses))
+
+    def stream(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
+        """Verdicts on (response, answer) pairs, in their order. No more pairs are taken than the
+        pool has room for."""
+        futures: deque[Future[Verdict]] = deque()
+        for response, answer in items:
+            if len(futures) == _MOST_ANSWERS:
+                yield futures.popleft().result()
+            futures.append(self.submit(response, answer))
+        while futures:
+            yield futures.popleft().result()
 
     def close(self) -> None:
         """Kill and reap the workers, cancel what is not judged yet. May be called twice."""
-        self._closing.set()
-        self._keeper.join()
-        with self._lock:
+        with self._changed:
+            self._closing = True
+            self._ring()
+            self._changed.notify_all()
+        self._dispatcher.join()
+        with self._changed:
             abandoned = list(self._pending)
             self._pending.clear()
         for judgement in abandoned:
             judgement.future.cancel()
 
-    def _keep(self) -> None:
-        # Workers ask the kernel to die with the thread that started them (see _start_worker), so
-        # they are started from this thread, which lives as long as they may.
-        while not self._closing.is_set():
-            pool = pebble.ProcessPool(
-                max_workers=self._workers,
-                initializer=_start_worker,
-                initargs=(os.getpid(), self._ready, *self._verifier),
-                context=self._context,  # pyright: ignore[reportArgumentType]
-            )
-            running = pool.active  # starts it
-            with self._lock:
-                self._pool = pool
-                for judgement in list(self._pending):
-                    self._schedule(judgement)
-            while running and not self._closing.wait(_POLL_S):
-                running = pool.active
-            with self._lock:
-                self._pool = None
-            pool.stop()
-            pool.join()
-            if not self._closing.is_set():
-                self._count_restart()
+    def _has_room(self, size: int) -> bool:
+        if not self._pending:
+            return True  # an answer may be larger than the room for all
+        full = len(self._pending) >= _MOST_ANSWERS
+        return not full and self._characters + size <= _MOST_CHARACTERS
 
-    def _count_restart(self) -> None:
-        logger.warning("the verifier workers are restarted: one died between two answers")
-        self._restarts += 1
-        if self._restarts > _RESTARTS:
-            with self._lock:
-                judgements = list(self._pending)
-            for judgement in judgements:
-                self._finish(judgement, _crash("workers die as soon as they start"))
+    def _ring(self) -> None:
+        """Wakes the dispatcher; one byte in the pipe is enough."""
+        if not self._rung:
+            self._rung = True
+            self._button.send_bytes(b"!")
 
-    def _schedule(self, judgement: _Judgement) -> None:
-        """Without a pool, or with a broken one, it waits in `_pending` for the next."""
-        if self._pool is None:
-            return
+    # --- the dispatcher ---
+
+    def _dispatch(self) -> None:
+        self._selector.register(self._bell, selectors.EVENT_READ)
         try:
-            scheduled = self._pool.schedule(
-                _judge, args=(judgement.response, judgement.answer), timeout=self._timeout_s
-            )
-        except RuntimeError:  # pebble's word for a broken pool; the keeper is about to see it
-            return
-        scheduled.add_done_callback(lambda done: self._done(judgement, done))
+            while not self._closing:
+                try:
+                    self._round()
+                except TemplateGone as error:
+                    self._start_failed(str(error))
+        except BaseException as error:  # a fault of ours: nobody may wait for a verdict for ever
+            logger.exception("the verifier pool failed")
+            self._break(error)
+        finally:
+            self._dismiss()
+            self._selector.close()
 
-    def _done(self, judgement: _Judgement, done: Future[Verdict]) -> None:
+    def _round(self) -> None:
+        for key, _ in self._selector.select(self._nap_s()):
+            if isinstance(key.data, Worker):
+                self._hear(key.data)
+            else:
+                with self._changed:
+                    self._bell.recv_bytes()
+                    self._rung = False
+        for worker in [w for w in self._workers if w.judgement is not None]:
+            if time.monotonic() < worker.deadline:
+                continue
+            if worker.pipe.poll():  # just in time
+                self._hear(worker)
+            elif worker.judgement is not None:
+                self._finish(worker.judgement, Verdict(0.0, "", "timeout", self._timeout_s))
+                self._remove(worker)
+        self._hand_out()
+        # Only then: the others need not wait for it.
+        self._bury()
+        self._staff()
+
+    def _nap_s(self) -> float | None:
+        """Until the next deadline or the next try to start workers; None: until something comes."""
+        ends = [worker.deadline for worker in self._workers if worker.judgement is not None]
+        if len(self._workers) <= self._num_workers:
+            ends.append(self._retry_at)
+        return max(0.0, min(ends) - time.monotonic()) if ends else None
+
+    def _staff(self) -> None:
+        """Brings the workers to their number, and one that stands by."""
+        if len(self._workers) > self._num_workers or time.monotonic() < self._retry_at:
+            return
+        if self._template is None:
+            self._template = Template(*self._verifier)
+            self._template.wait_ready(_START_TIMEOUT_S, lambda: self._closing)
+        while len(self._workers) <= self._num_workers:
+            worker = self._template.fork()
+            if worker is None:
+                return self._no_more_processes()
+            self._workers.append(worker)
+            self._selector.register(worker.pipe, selectors.EVENT_READ, worker)
+        if not self._started:
+            with self._changed:
+                self._started = True
+                self._changed.notify_all()
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        idle = [worker for worker in self._workers if worker.judgement is None]
+        busy = len(self._workers) - len(idle)
+        for worker in idle[: max(0, self._num_workers - busy)]:
+            judgement = self._next()
+            if judgement is None:
+                return
+            try:
+                worker.give(judgement, self._timeout_s)
+            except OSError:
+                self._lose(worker)
+
+    def _next(self) -> Judgement | None:
+        """The answer that has waited longest; those that were cancelled meanwhile are dropped."""
+        with self._changed:
+            while self._waiting:
+                judgement = self._waiting.popleft()
+                if not judgement.future.cancelled():
+                    return judgement
+                self._forget(judgement)
+        return None
+
+    def _hear(self, worker: Worker) -> None:
         try:
-            error = done.exception()
-        except CancelledError:
-            return
-        if error is None:
-            self._finish(judgement, done.result())
-        elif isinstance(error, TimeoutError):
-            self._finish(judgement, Verdict(0.0, "", "timeout", self._timeout_s))
-        elif isinstance(error, BrokenProcessPool):
-            return
-        elif isinstance(error, pebble.ProcessExpired):
+            verdict, is_spent = worker.pipe.recv()
+        except Exception:  # it died, or what it wrote is no verdict: either way it is done for
+            return self._lose(worker)
+        if worker.judgement is None:  # it was not asked
+            return self._lose(worker)
+        judgement, worker.judgement = worker.judgement, None
+        judgement.attempts += 1
+        worker.judged += 1
+        self._failed_starts = 0
+        if is_spent and judgement.attempts < _ATTEMPTS:
+            self._again(judgement)
+        else:
+            self._finish(judgement, verdict)
+        if is_spent or worker.judged == _JUDGED_BY_ONE:
+            self._remove(worker)
+
+    def _lose(self, worker: Worker) -> None:
+        """The worker died. Its answer is judged once more, by another."""
+        if self._template is not None and not self._template.is_alive():
+            # The others die, too: an answer given to one of them now would lose its second chance.
+            raise TemplateGone("it died")
+        judgement, worker.judgement = worker.judgement, None
+        if judgement is None:
+            logger.warning("a verifier worker died between two answers and is replaced")
+        else:
             judgement.attempts += 1
             if judgement.attempts < _ATTEMPTS:
-                with self._lock:
-                    self._schedule(judgement)
+                self._again(judgement)
             else:
-                self._finish(judgement, _crash(""))
-        else:
-            self._finish(judgement, _crash(_describe(error)))
+                self._finish(judgement, crash(""))
+        self._remove(worker)
 
-    def _finish(self, judgement: _Judgement, verdict: Verdict) -> None:
-        with self._lock:
+    def _again(self, judgement: Judgement) -> None:
+        with self._changed:
+            self._waiting.appendleft(judgement)
+
+    def _remove(self, worker: Worker) -> None:
+        self._workers.remove(worker)
+        self._selector.unregister(worker.pipe)
+        self._dead.append(worker)
+
+    def _bury(self) -> None:
+        while self._dead and self._template is not None:
+            self._template.end(self._dead.pop())
+
+    def _finish(self, judgement: Judgement, verdict: Verdict) -> None:
+        with self._changed:
             if judgement not in self._pending:
                 return
-            del self._pending[judgement]
-            self._restarts = 0
+            self._forget(judgement)
             self.counts[verdict.reason.split(":")[0]] += 1
         if judgement.future.set_running_or_notify_cancel():
             judgement.future.set_result(verdict)
 
+    def _forget(self, judgement: Judgement) -> None:
+        del self._pending[judgement]
+        self._characters -= judgement.size
+        self._changed.notify_all()
 
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    # --- when processes cannot be had ---
 
+    def _no_more_processes(self) -> None:
+        logger.warning("the system gives no more processes for verifier workers")
+        self._count_failure()
 
-def _crash(what: str, seconds: float = 0.0) -> Verdict:
-    reason = f"verifier crashed: {what}" if what else "verifier crashed"
-    return Verdict(0.0, "", reason[:_REASON_CAP], seconds)
+    def _start_failed(self, what: str) -> None:
+        """The template is gone and its workers with it; a new one is tried."""
+        if self._closing:
+            return
+        logger.warning("the verifier workers are restarted: %s", what)
+        template, self._template = self._template, None
+        for worker in list(self._workers):
+            self._lose(worker)
+        self._dead.clear()
+        if template is not None:
+            template.close()
+        self._count_failure()
 
+    def _count_failure(self) -> None:
+        self._failed_starts += 1
+        pause_s = min(_RETRY_S * 2**self._failed_starts, _LONGEST_RETRY_S)
+        self._retry_at = time.monotonic() + pause_s
+        if self._failed_starts >= _STARTS and not self._workers:
+            with self._changed:
+                judgements = list(self._pending)
+                self._waiting.clear()
+            for judgement in judgements:
+                self._finish(judgement, crash("its processes do not start"))
+        with self._changed:
+            self._changed.notify_all()
 
-def _load(
-    name: str, options: dict[str, Any], plugins: tuple[str, ...]
-) -> Callable[[str, str], Verdict]:
-    for plugin in plugins:
+    def _break(self, error: BaseException) -> None:
+        with self._changed:
+            self._broken, self._closing = error, True
+            judgements = list(self._pending)
+            self._pending.clear()
+            self._changed.notify_all()
+        for judgement in judgements:
+            if judgement.future.set_running_or_notify_cancel():
+                judgement.future.set_exception(RunError(f"the verifier pool failed: {error}"))
+
+    def _dismiss(self) -> None:
+        template, self._template = self._template, None
         try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise UserError(
-                f"plugins: {plugin!r} cannot be imported ({error}): expected the dotted name of a "
-                "module; install it or put its folder on PYTHONPATH"
-            ) from error
-    return VERIFIERS.bind(name, options)
-
-
-_verifier: Callable[[str, str], Verdict] | None = None  # of this worker
-
-
-def _start_worker(
-    driver_pid: int, ready: Semaphore, name: str, options: dict[str, Any], plugins: tuple[str, ...]
-) -> None:
-    """Runs in each worker before it takes an answer, so imports never count as judging."""
-    global _verifier
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
-    # Die at once when pebble stops a worker: a Python handler would wait for the end of a
-    # long integer operation, and the whole pool would wait with it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # A driver killed with SIGKILL cannot stop its workers; the kernel does. Elsewhere a worker
-        # notices the closed pipe after the answer that it is judging.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != driver_pid:  # it died before the line above
-            os._exit(1)
-    _verifier = _load(name, options, plugins)
-    _limit_memory()
-    ready.release()
-
-
-def _limit_memory() -> None:
-    """Python integers grow without bound: end in MemoryError, not in a machine out of memory."""
-    if sys.platform != "linux":
-        return
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        mapped = int(statm.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    wanted = mapped + _MEMORY_BYTES
-    if hard == resource.RLIM_INFINITY or wanted < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
-
-
-def _judge(response: str, answer: str) -> Verdict:
-    assert _verifier is not None
-    start = time.perf_counter()
-    try:
-        verdict = _verifier(response, answer)
-        if not math.isfinite(verdict.reward):
-            raise ValueError(f"reward {verdict.reward} is not finite")
-    except Exception as error:  # foreign code on hostile text: what it raises is the verdict
-        return _crash(_describe(error), time.perf_counter() - start)
-    return dataclasses.replace(verdict, seconds=time.perf_counter() - start)
+            for worker in [*self._workers, *self._dead]:
+                if template is not None:
+                    template.end(worker)
+        except TemplateGone:
+            pass  # its workers went with it
+        if template is not None:
+            template.close()

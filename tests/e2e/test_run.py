@@ -241,7 +241,7 @@ def test_a_checkpoint_is_evaluated_and_the_scores_are_saved(survived, tmp_path: 
     assert done.returncode == 0, done.stdout + done.stderr
     (result,) = json.loads(out.read_text())
     assert result["num_problems"] == 4
-    assert set(result["scores"]) == {"avg@4", "pass@1", "pass@2", "pass@4", "maj@4"}
+    assert set(result["scores"]) == {"avg@4", "pass@1", "pass@2", "pass@4", "best@4", "maj@4"}
     assert "avg@4" in done.stdout
 
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "types", "config", "registry", "loading"},
-    {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console", "scores"},
+    {"errors", "types", "config", "config_data", "registry", "loading"},
+    {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console", "scores"}
+    | {"eval_store", "eval_result", "eval_history", "eval_rows", "mutate"},
     {"rollout", "learner", "sync", "cluster"},
-    {"train", "evaluate", "report", "check", "session", "step", "collect"},
-    {"cli"},
+    {"train", "evaluate", "report", "check", "session", "step", "collect"}
+    | {"eval_answers", "compare", "audit"},
+    {"cli", "cli_data", "cli_verify", "exit_codes"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}
 

@@ -272,7 +272,8 @@ def test_the_countdown_declaration_gives_puzzles_that_its_verifier_can_judge():
 def test_the_real_math_rows_load_without_the_four_that_have_no_answer(tmp_path: Path):
     source = REAL / "math_train.jsonl"
     with pytest.raises(UserError, match=r"math_train.jsonl:887: no answer"):
-        load_rows(load_data("data/math_train.yaml", [f"path={source}"]))
+        strict = [f"path={source}", "filters.empty_answer=error"]
+        load_rows(load_data("data/math_train.yaml", strict))
     lines = [line for line in source.read_text().splitlines() if json.loads(line)["answer"]]
     kept = tmp_path / "rows.jsonl"
     kept.write_text("\n".join(lines))

@@ -59,7 +59,8 @@ def test_exact_compares_text_up_to_white_space():
 
 
 def test_the_verdict_says_what_was_judged():
-    assert VERIFIERS["math"](r"\boxed{7} and \boxed{25}", "24").parsed == "25"
+    assert VERIFIERS["math"](r"\boxed{7}, hence \boxed{25}", "24").parsed == "25"
+    assert VERIFIERS["math"](r"\boxed{7} and \boxed{25}", "24").parsed == "7, 25"
 
 
 def test_an_unknown_verifier_lists_those_that_are_known():

@@ -1,155 +1,19 @@
-"""Rows from files, hubs and tasks, rendered for a model and dealt out in a seeded order."""
+"""Prompts: rows in the declaration's template, dealt out in a seeded order."""
 
 import hashlib
-import json
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from grpo.config import DataConfig
+from grpo.config_data import DataConfig
 from grpo.errors import UserError
-from grpo.tasks import TASKS, Row
+from grpo.tasks import Row
 from grpo.types import Prompt
 
 log = logging.getLogger(__name__)
-
-Raw = tuple[str, dict[str, Any]]  # where it stands (file:line), and what it holds
-
-
-def load_rows(config: DataConfig) -> list[Row]:
-    """Every row of the declaration, exact duplicates once. Raises UserError naming file and line
-    of a row without a problem or an answer."""
-    if config.path is None and config.task is not None:
-        rows: list[Row] = TASKS.bind(config.task.name, config.task.options)()
-    else:
-        raws = _read_hub(config) if config.path is None else _read_file(Path(config.path))
-        rows = _unique([_row(where, raw, config) for where, raw in raws], config.name)
-    if not rows:
-        raise UserError(f"data {config.name!r} has no rows ({config.path or config.hub})")
-    return rows[: config.rows]
-
-
-def _unique(rows: list[Row], name: str) -> list[Row]:
-    first = {(row.problem, row.answer): row for row in reversed(rows)}
-    kept = list(reversed(first.values()))
-    if len(kept) < len(rows):
-        log.info("%s: %d exact duplicates left out", name, len(rows) - len(kept))
-    return kept
-
-
-def _read_file(path: Path) -> Iterator[Raw]:
-    if not path.is_file():
-        raise UserError(f"data.path {str(path)!r}: no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"data.path {str(path)!r} is empty")
-    if path.suffix == ".jsonl":
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{path}:{number}", _json(line, f"{path}:{number}")
-        return
-    for number, row in enumerate(_read_whole(path), 1):
-        yield f"{path}, row {number}", row
-
-
-def _read_whole(path: Path) -> list[Any]:
-    if path.suffix == ".parquet":
-        try:
-            return pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise UserError(f"data.path {str(path)!r} is not a parquet file: {error}") from None
-    if path.suffix != ".json":
-        raise UserError(f"data.path {str(path)!r}: expected a .jsonl, .json or .parquet file")
-    rows = _json(path.read_bytes(), str(path))
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: expected a JSON list of rows")
-    return rows
-
-
-def _json(encoded: bytes, where: str) -> Any:
-    try:
-        return json.loads(encoded.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 ({error}): convert the file") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-
-
-def _read_hub(config: DataConfig) -> Iterator[Raw]:
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    assert config.hub is not None
-    try:
-        rows: Any = datasets.load_dataset(
-            config.hub, config.hub_subset, revision=config.revision, split=config.hub_split
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        raise UserError(
-            f"data {config.name!r}: cannot load {config.hub!r} from the Hugging Face hub "
-            f"({type(error).__name__}: {error}): check name and network, or read a local copy "
-            "with data.path=FILE"
-        ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{config.hub}, row {number}", row
-
-
-def _row(where: str, raw: dict[str, Any], config: DataConfig) -> Row:
-    if not isinstance(raw, dict):
-        raise UserError(f"{where}: expected an object with named values, got {raw!r:.80}")
-    problem = _text(_pick(raw, config.columns.problem), where, "problem").strip()
-    # The declared prefix and suffix may end in white space that the strip above took.
-    problem = problem.removeprefix(config.strip_prefix.lstrip())
-    problem = problem.removesuffix(config.strip_suffix.rstrip()).strip()
-    answer = _text(_pick(raw, config.columns.answer), where, "answer").strip()
-    for part, value, columns in (
-        ("problem", problem, config.columns.problem),
-        ("answer", answer, config.columns.answer),
-    ):
-        if not value:
-            raise UserError(
-                f"{where}: no {part} (looked for {', '.join(columns)}; the row has "
-                f"{', '.join(map(str, raw))}): fill it in, drop the row, or name the column in "
-                f"data.columns.{part}"
-            )
-    number = where.rpartition(" ")[2].rpartition(":")[2]
-    row_id = _text(_pick(raw, config.columns.id), where, "id") or number
-    return Row(id=row_id, problem=problem, answer=answer)
-
-
-def _pick(raw: dict[str, Any], candidates: Sequence[str]) -> Any:
-    """The first candidate column that holds something; dots reach into nested values."""
-    for candidate in candidates:
-        value: Any = raw
-        for part in candidate.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value not in (None, "", []):
-            return value
-    return None
-
-
-def _text(value: Any, where: str, part: str) -> str:
-    """A string, a number, a list of one, or the last user message of a chat, as a string."""
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        users = [m["content"] for m in value if isinstance(m, dict) and m.get("role") == "user"]
-        if users:
-            return _text(users[-1], where, part)
-        if len(value) == 1:
-            return _text(value[0], where, part)
-    if isinstance(value, list | dict):
-        raise UserError(
-            f"{where}: the {part} is {value!r:.80}, expected text, a number, a list of one or a "
-            f"chat with a user message: mend the row, or name another column in data.columns.{part}"
-        )
-    return str(value)
 
 
 def render(row: Row, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -1,0 +1,135 @@
+"""`grpo verify`. Heavy modules are imported by the command."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from grpo.config import VerifierConfig
+from grpo.config_data import DataConfig
+from grpo.errors import UserError
+from grpo.exit_codes import exit_codes
+
+FOLDER = Path("data")
+
+
+def verify(
+    dataset: Annotated[
+        str, typer.Argument(help="dapo_math_17k for data/dapo_math_17k.yaml, or any .yaml file")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="keys of the declaration, e.g. rows=1000; of the verifier, e.g. "
+            "verifier.timeout_s=5; plugins=[MODULE]",
+            metavar="[KEY=VALUE]...",
+        ),
+    ] = None,
+    path: Annotated[
+        Path | None,
+        typer.Option(help="read this local .jsonl, .json or .parquet file, without any network"),
+    ] = None,
+    verifier: Annotated[str, typer.Option(help="math, exact, countdown, or a plugin's")] = "math",
+    limit: Annotated[
+        float, typer.Option(min=0, max=1, help="the share of rows that may never be rewarded")
+    ] = 0.02,
+    out: Annotated[
+        Path | None, typer.Option(help="the JSON file [default: runs/verify/NAME.VERIFIER.json]")
+    ] = None,
+) -> None:
+    """Audit data and verifier together, before a GPU is paid for.
+
+    Every row's reference answer is judged against itself as a model might write it, and wrong
+    answers made from it are judged, too. Lists the rows that can never be rewarded, the wrong
+    answers that were accepted, and how long verdicts take:
+
+        grpo verify math_train --path math.jsonl verifier.options.float_rounding=4
+
+    Exits with 1 if more rows can never be rewarded than --limit allows.
+    """
+    with exit_codes("the same command begins again"):
+        from grpo.audit import audit, check_limit, save, show
+        from grpo.console import Screen
+
+        config, judge, plugins = settings(dataset, overrides or [], path, verifier)
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # where plugins may stand
+        screen = Screen()
+        result = audit(config, judge, plugins, screen)
+        show(result, f"{config.name}, verifier {judge.name}", screen)
+        out = out or Path("runs/verify") / f"{config.name}.{judge.name}.json"
+        facts = {
+            "data": config.name,
+            "path": config.path,
+            "verifier": judge.name,
+            "options": judge.options,
+            "timeout_s": judge.timeout_s,
+        }
+        save(result, facts, out)
+        screen.note(f"wrote {out}")
+        check_limit(result, limit)
+
+
+def settings(
+    dataset: str, overrides: Sequence[str], path: Path | None, verifier: str
+) -> tuple[DataConfig, VerifierConfig, tuple[str, ...]]:
+    """The declaration, the verifier and its plugins, with the command line's changes. Raises
+    UserError."""
+    from grpo.loading import load_data
+    from grpo.registry import nearest
+
+    file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
+    if not file.is_file():
+        known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+        listed = f" Known: {', '.join(known)}" if known else f" There is no {FOLDER.resolve()}"
+        raise UserError(f"no data set {dataset!r} ({file}){nearest(dataset, known)}{listed}")
+    of_data = [text for text in overrides if not _is_for_the_verifier(text)]
+    judge: dict[str, Any] = {"name": verifier, "workers": os.cpu_count() or 1}
+    plugins: Any = []
+    for text in filter(_is_for_the_verifier, overrides):
+        dotted, _, raw = text.partition("=")
+        value = _value(text, raw)
+        if dotted == "plugins":
+            plugins = value
+        else:
+            _set(judge, dotted.split(".")[1:], value, text)
+    if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
+        raise UserError(f"plugins: expected a list of modules such as [my_parts], got {plugins!r}")
+    try:
+        checked = VerifierConfig.model_validate(judge)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("verifier", *first["loc"])))
+        known = [f"verifier.{name}" for name in VerifierConfig.model_fields]
+        hint = nearest(key, known) if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"{key}: {first['msg']}, got {first['input']!r}{hint}") from None
+    config = load_data(file, of_data)
+    if path is not None:
+        config = config.model_copy(update={"path": str(path)})
+    return config, checked, tuple(plugins)
+
+
+def _is_for_the_verifier(text: str) -> bool:
+    return text.startswith(("verifier.", "plugins="))
+
+
+def _value(text: str, raw: str) -> Any:
+    try:
+        return yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text!r}: the value is not valid YAML: {error}") from None
+
+
+def _set(tree: dict[str, Any], parts: list[str], value: Any, text: str) -> None:
+    if "=" not in text or not all(parts):
+        raise UserError(f"{text!r}: expected key=value, e.g. verifier.timeout_s=5")
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise UserError(f"{text!r}: {part} has no keys of its own")
+    tree[parts[-1]] = value

@@ -1,0 +1,155 @@
+"""What a declaration of prompts (`data/*.yaml`) may say, and the two bricks of every section."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of a recipe. Unknown keys are errors, values never change after reading, and
+    nothing is taken for what it is not: "3" and true are no numbers, 3.7 is no integer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Choice(BaseModel):
+    """A registered part and its options: `balanced`, or `{name: balanced, scope: batch}`.
+
+    The options are checked against the part's own signature by its registry.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_bare_name_has_no_options(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Columns(Section):
+    """Where a row keeps its parts: for each the candidates in order of preference.
+
+    A dot reaches into a nested value (`reward_model.ground_truth`); a column that holds a chat
+    (a list of role/content messages) gives the content of its last user message.
+    """
+
+    problem: list[str] = ["problem", "question", "prompt"]
+    answer: list[str] = ["answer", "final_answer", "reward_model.ground_truth"]
+    id: list[str] = ["id", "unique_id", "extra_info.index"]
+
+
+class Filters(Section):
+    """Which rows of a file or a hub are left out, and which stop the reading. Generated rows are
+    not filtered.
+
+    Scripts are told apart by their characters alone, no model is asked: a problem with one
+    Chinese, Japanese or Korean character is `cjk`, any other is `latin`.
+    """
+
+    bad_rows: Literal["error", "skip"] = Field(
+        default="error",
+        description="a row that is no JSON object, has no problem or no column with an answer, or "
+        "an answer that is no text",
+    )
+    empty_answer: Literal["error", "drop"] = Field(
+        default="error", description="a row whose answer is there, but null or empty"
+    )
+    language: Literal["any", "latin", "cjk"] = Field(
+        default="any", description="keep the problems in one script only"
+    )
+    duplicates: Literal["keep", "exact", "normalized"] = Field(
+        default="exact",
+        description="the first of several rows stays. exact: they have the same problem and "
+        "answer; normalized: their problems are equal in lower case without white space and $",
+    )
+
+
+class Decontamination(Section):
+    """What `grpo data prepare` leaves out because a benchmark asks it. `grpo train` reads what a
+    file says and compares nothing.
+
+    A row is left out if its problem equals one of a benchmark's in lower case without white space
+    and $, or if it shares `ngram` words in a row with one. An n-gram that stands in more than
+    `set_phrase` different problems of the training set is a set phrase ("where m and n are
+    relatively prime positive integers ...") and does not count, as in GPT-3 (arXiv 2005.14165,
+    appendix C).
+    """
+
+    against: list[str] = Field(
+        default=["eval/*.yaml"],
+        description="suites (.yaml) or files of problems, * and ? allowed; []: nothing",
+    )
+    exact: bool = True
+    ngram: int = Field(default=13, ge=0, description="words; 0: off")
+    set_phrase: int = Field(default=10, ge=1, description="problems")
+
+
+class Copy(Section):
+    """A local file whose content is known: reading one of this name with another checksum or
+    number of rows is an error."""
+
+    file: str = Field(description="its name without folders")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    rows: int = Field(ge=1, description="rows before any filter")
+    source: str = Field(default="", description="where the file comes from")
+
+
+class DataConfig(Section):
+    """A declaration of prompts (`data/*.yaml`). Rows come from `path` if set, else from `task`
+    (generated), else from `hub` (a Hugging Face data set)."""
+
+    name: str
+    path: str | None = Field(default=None, description="a local .jsonl, .json or .parquet file")
+    copies: list[Copy] = Field(default=[], description="what is known of files for `path`")
+    task: Choice | None = Field(
+        default=None, description="a generated task, e.g. {name: arithmetic}"
+    )
+    hub: str | None = Field(default=None, description="a Hugging Face data set, e.g. org/name")
+    revision: str | None = Field(default=None, description="a commit of it; default: the newest")
+    hub_subset: str | None = Field(default=None, description="e.g. main of openai/gsm8k")
+    hub_split: str = "train"
+    hub_rows: int | None = Field(
+        default=None, ge=1, description="rows of that split before any filter; others are an error"
+    )
+    columns: Columns = Columns()
+    strip_prefix: str = Field(
+        default="", description="removed from the start of a problem where present"
+    )
+    strip_suffix: str = Field(
+        default="", description="removed from the end of a problem where present"
+    )
+    answer_after: str = Field(
+        default="", description="where present, the answer is what follows the last one of these"
+    )
+    template: str = Field(
+        default="{problem}", description="the user message; {problem} is replaced"
+    )
+    system: str | None = Field(default=None, description="needs chat: true")
+    chat: bool = Field(
+        default=False, description="wrap the message in the tokenizer's chat template"
+    )
+    filters: Filters = Filters()
+    decontaminate: Decontamination = Decontamination()
+    rows: int | None = Field(default=None, ge=1, description="use the first rows only")
+    shuffle: bool = True
+    long_prompts: Literal["error", "skip"] = "error"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "DataConfig":
+        if not (self.path or self.task or self.hub):
+            raise ValueError("needs a source: one of path, task or hub")
+        if "{problem}" not in self.template:
+            raise ValueError(f"template {self.template!r} has no {{problem}} in it")
+        if self.system is not None and not self.chat:
+            raise ValueError("system needs chat: true; without a chat put the words into template")
+        return self
+
+    def copy_at(self, path: Path) -> Copy | None:
+        """What is known of a file of this name."""
+        return next((copy for copy in self.copies if copy.file == path.name), None)

@@ -1,0 +1,191 @@
+"""`grpo data prepare`: read, filter, leave out what benchmarks ask, write a file to train on."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from grpo.checkpoint import replacing
+from grpo.config_data import DataConfig
+from grpo.console import Screen
+from grpo.data.benchmarks import Benchmark, find_benchmarks, read_problems
+from grpo.data.contamination import Contamination, compare
+from grpo.data.filters import Counts
+from grpo.data.load import Loaded, no_rows, sift
+from grpo.data.read import open_source
+from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
+from grpo.errors import UserError
+from grpo.loading import resolved
+from grpo.tasks import Row
+
+FOLDER = Path("prepared")
+# What the work is named by; a change of the rules below makes old files stale.
+_RULES = 1
+_DECIDING = ("task", "hub", "revision", "hub_subset", "hub_split", "columns")
+_DECIDING += ("strip_prefix", "strip_suffix", "answer_after", "filters", "decontaminate", "rows")
+
+
+def prepare(config: DataConfig, out: Path | None, screen: Screen, *, force: bool = False) -> Seal:
+    """Writes `out` (.jsonl or .parquet) and its seal; does nothing where both are there already
+    and would come out the same. A kill at any moment leaves the old file, a whole new one, or one
+    that its seal refuses; the same command then does it again."""
+    out = out or FOLDER / f"{config.name}.jsonl"
+    if out.suffix not in _WRITERS:
+        raise UserError(f"--out {str(out)!r}: expected a name that ends in .jsonl or .parquet")
+    if config.path is not None and Path(config.path).resolve() == out.resolve():
+        raise UserError(f"--out {str(out)!r} is the file that is read: name another")
+    benchmarks = find_benchmarks(config.decontaminate.against)
+    job = _job(config, benchmarks)
+    seal = _finished(out, job, force)
+    if seal is not None:
+        screen.note(f"{out} is prepared already: {seal.rows:,} rows, sha256 {seal.sha256}")
+        return seal
+    loaded, found, facts = read_and_compare(config, benchmarks, screen)
+    contaminated = found.rows
+    rows = [row for index, row in enumerate(loaded.rows) if index not in contaminated]
+    rows = rows[: config.rows]
+    if not rows:
+        raise UserError(f"data {config.name!r}: every row is asked by a benchmark, none is left")
+    counts = asdict(loaded.counts) | {"contaminated": len(contaminated), "written": len(rows)}
+    seal = _write(
+        out, rows, lambda sha256: Seal(sha256, len(rows), counts, facts, found.set_phrases, job)
+    )
+    show_counts(loaded.counts, facts, config, screen)
+    screen.note(f"wrote {out}: {len(rows):,} rows, sha256 {seal.sha256}")
+    screen.note(f"to train on it: data.path={out}")
+    return seal
+
+
+def read_and_compare(
+    config: DataConfig, benchmarks: Sequence[Benchmark], screen: Screen, *, tolerant: bool = False
+) -> tuple[Loaded, Contamination, list[dict[str, Any]]]:
+    """The rows that the filters keep, which of them benchmarks ask, and one record per benchmark:
+    its name, problems, rows that equal one of them, rows that share only an n-gram."""
+    source = open_source(config)
+    problems: dict[str, list[str]] = {}
+    with screen.progress("reading benchmarks", len(benchmarks)) as bar:
+        for benchmark in benchmarks:
+            problems.setdefault(benchmark.name, []).extend(read_problems(benchmark))
+            bar.advance()
+    with screen.progress(f"reading {source.name}", source.total) as bar:
+        loaded = sift(source, config, advance=bar.advance, tolerant=tolerant)
+    if not loaded.rows and not tolerant:
+        raise UserError(no_rows(loaded, source, config))
+    with screen.progress("comparing with benchmarks", len(loaded.rows)) as bar:
+        found = compare(
+            loaded.rows,
+            problems,
+            config.decontaminate,
+            set_phrases=_known_phrases(config),
+            advance=bar.advance,
+        )
+    kinds = Counter((overlap.benchmark, overlap.kind) for overlap in found.overlaps)
+    facts: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "problems": len(asked),
+            "exact": kinds[name, "exact"],
+            "ngram": kinds[name, "ngram"],
+        }
+        for name, asked in problems.items()
+    ]
+    return loaded, found, facts
+
+
+def _known_phrases(config: DataConfig) -> list[str]:
+    seal = None if config.path is None else read_seal(Path(config.path))
+    return [] if seal is None else seal.set_phrases
+
+
+def show_counts(
+    counts: Counts, facts: Sequence[dict[str, Any]], config: DataConfig, screen: Screen
+) -> None:
+    lines = [
+        ("read", counts.read),
+        ("cannot be read", counts.unreadable),
+        ("without an answer", counts.empty_answer),
+        (f"not in {config.filters.language} script", counts.other_script),
+        ("equal to an earlier row", counts.exact),
+        ("same problem but for case, white space, $", counts.normalized),
+        ("of these with another answer", counts.disagreeing),
+        (f"left out as duplicates ({config.filters.duplicates})", counts.duplicates_left_out),
+        ("kept by the filters", counts.kept),
+    ]
+    # Only some languages have another script.
+    if config.filters.language == "any":
+        del lines[3]
+    screen.table(f"data {config.name}", ("rows", "number"), [(a, f"{b:,}") for a, b in lines])
+    if not facts:
+        screen.note("compared with no benchmark")
+        return
+    gram = f"{config.decontaminate.ngram}-gram"
+    screen.table(
+        f"rows that a benchmark asks too: its very problem, or else a {gram} of it",
+        ("benchmark", "problems", "equal", gram),
+        [(f["name"], f"{f['problems']:,}", f"{f['exact']:,}", f"{f['ngram']:,}") for f in facts],
+    )
+
+
+def _job(config: DataConfig, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
+    declared = resolved(config)
+    job: dict[str, Any] = {key: declared[key] for key in _DECIDING}
+    if config.path is not None and Path(config.path).is_file():  # wherever it lies
+        job["source_sha256"] = file_sha256(Path(config.path))
+    job["benchmarks"] = _digest([benchmark.identity for benchmark in benchmarks])
+    return job | {"rules": _RULES}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, job: dict[str, Any], force: bool) -> Seal | None:
+    """The seal of a file that this job wrote. Raises UserError for a file of somebody else."""
+    if force or not out.exists():
+        return None
+    seal = read_seal(out)
+    if seal is None:
+        raise UserError(
+            f"--out {str(out)!r} is there already and was not written by grpo data prepare: name "
+            "another, or overwrite it with --force"
+        )
+    return seal if seal.job == job and seal.sha256 == file_sha256(out) else None
+
+
+def _write(out: Path, rows: Sequence[Row], sealed: Callable[[str], Seal]) -> Seal:
+    """The seal goes first: between the two renames it refuses the old file, and a file without a
+    seal is never ours."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary:
+        _WRITERS[out.suffix](rows, temporary)
+        seal = sealed(file_sha256(temporary))
+        with replacing(seal_path(out)) as beside:
+            write_seal(beside, seal)
+    return seal
+
+
+def _write_lines(rows: Sequence[Row], path: Path) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for value in map(_plain, rows):
+            lines.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(rows: Sequence[Row], path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), path)
+
+
+def _plain(row: Row) -> dict[str, str]:
+    """A solution only where there is one, as in generated rows."""
+    return {key: value for key, value in asdict(row).items() if value or key != "solution"}
+
+
+_WRITERS: dict[str, Callable[[Sequence[Row], Path], None]] = {
+    ".jsonl": _write_lines,
+    ".parquet": _write_parquet,
+}

@@ -1,0 +1,172 @@
+"""What runs in a verifier pool's other processes.
+
+    template    imports the verifier once, and forks a worker whenever the pool asks for one
+    worker      judges one answer after the other until its pipe closes, or the pool kills it
+
+A fork takes milliseconds where a fresh interpreter takes seconds to import sympy, so replacing a
+worker costs next to nothing. The template itself judges nothing and has one thread; what a plugin
+starts or opens on import (threads, CUDA) does not survive the fork.
+"""
+
+import ctypes
+import dataclasses
+import importlib
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import Any, NoReturn
+
+from grpo.errors import UserError
+from grpo.types import Verdict
+from grpo.verify import VERIFIERS
+
+Verifier = Callable[[str, str], Verdict]
+
+_MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
+_PR_SET_PDEATHSIG = 1
+_REASON_CAP = 200
+_PARSED_CAP = 10_000  # a verdict fits into the pipe's buffer, so sending it never blocks
+
+# sympy and ANTLR build tables when they parse and compare the first expressions of a kind, 0.4 s in
+# all. Built before the fork, every worker has them from its first answer on.
+_WARM_UP = (
+    (r"\boxed{\frac{1}{2}}", "$x^2+1$"),
+    (r"\boxed{\sqrt{3} \cdot \frac{1}{2}}", "2"),
+    (r"\boxed{(x+1)^2}", "x^2+2x+2"),
+    (r"\boxed{\{1, \pi\}}", "(1, 2]"),
+    ("The answer is $3$.", "(4, 5)"),
+)
+
+
+def load(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifier:
+    """The verifier with its options. Raises UserError for an unknown name, a wrong option or a
+    plugin that does not import."""
+    for plugin in plugins:
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:
+            raise UserError(
+                f"plugins: {plugin!r} cannot be imported ({error}): expected the dotted name of a "
+                "module; install it or put its folder on PYTHONPATH"
+            ) from error
+    return VERIFIERS.bind(name, options)
+
+
+def crash(what: str, seconds: float = 0.0) -> Verdict:
+    reason = f"verifier crashed: {what}" if what else "verifier crashed"
+    return Verdict(0.0, "", reason[:_REASON_CAP], seconds)
+
+
+def run_template(handle: int, driver_pid: int) -> None:
+    """Serves the pool on the socket `handle` until it is closed.
+
+    First comes (name, options, plugins), answered by "ready". Then "fork" with a socket for the
+    new worker, answered by its pid, or by 0 where the system gives no more processes; or a pid,
+    which is killed with its whole process group and answered by its wait status.
+    """
+    _die_with_parent(driver_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    control = Connection(handle)
+    name, options, plugins = control.recv()
+    verifier = load(name, options, plugins)
+    if name == "math" or plugins:  # a plugin's verifier may well ask `math`
+        for response, answer in _WARM_UP:
+            VERIFIERS["math"](response, answer)
+    control.send("ready")
+    while True:
+        try:
+            command = control.recv()
+        except EOFError:  # the pool is closed, or its process is gone
+            return
+        if command == "fork":
+            control.send(_fork(control, verifier))
+        else:
+            control.send(_end(command))
+
+
+def _fork(control: Connection, verifier: Verifier) -> int:
+    handle = recv_handle(control)
+    template_pid = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError:
+        pid = 0
+    else:
+        if pid == 0:
+            control.close()
+            _work(Connection(handle), verifier, template_pid)
+    os.close(handle)
+    return pid
+
+
+def _end(pid: int) -> int:
+    """Only here is a worker reaped, so until then its number belongs to nobody else."""
+    for kill in (os.killpg, os.kill):
+        with suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+def _work(pipe: Connection, verifier: Verifier, template_pid: int) -> NoReturn:
+    """What the template would do next is not for a worker, so this never returns."""
+    try:
+        os.setsid()  # what it starts is killed with it
+        _die_with_parent(template_pid)
+        _limit_memory()
+        while True:
+            response, answer = pipe.recv()
+            pipe.send(judge(verifier, response, answer))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        os._exit(0)  # the pool is closed
+    finally:
+        os._exit(1)
+
+
+def judge(verifier: Verifier, response: str, answer: str) -> tuple[Verdict, bool]:
+    """(the verdict, whether the process is spent and must not judge again)."""
+    start = time.perf_counter()
+    try:
+        verdict = verifier(response, answer)
+        if not math.isfinite(verdict.reward):
+            raise ValueError(f"reward {verdict.reward} is not finite")
+        plain = Verdict(
+            float(verdict.reward), str(verdict.parsed)[:_PARSED_CAP], str(verdict.reason)
+        )
+    except MemoryError as error:  # maybe what earlier answers left behind
+        return crash(_describe(error), time.perf_counter() - start), True
+    except BaseException as error:  # foreign code on hostile text: what it raises is the verdict
+        return crash(_describe(error), time.perf_counter() - start), False
+    return dataclasses.replace(plain, seconds=time.perf_counter() - start), False
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """A parent killed with SIGKILL cannot stop its children; the kernel does. Elsewhere than on
+    Linux they notice the closed pipe after the answer that they are judging."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os._exit(1)
+
+
+def _limit_memory() -> None:
+    """Python integers grow without bound: end in MemoryError, not in a machine out of memory."""
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        mapped = int(statm.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = mapped + _MEMORY_BYTES
+    if hard == resource.RLIM_INFINITY or wanted < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))

@@ -1,0 +1,245 @@
+"""An audit finds rows that can never be rewarded and wrong answers that are."""
+
+import json
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from grpo.audit import audit, check_limit
+from grpo.cli_verify import settings as read_settings
+from grpo.cli_verify import verify
+from grpo.config import VerifierConfig
+from grpo.config_data import DataConfig
+from grpo.console import Screen
+from grpo.errors import RunError, UserError
+from grpo.mutate import (
+    FORMATS,
+    answer_of_another,
+    last_digit_changed,
+    off_by_one,
+    sign_flipped,
+)
+
+ROOT = Path(__file__).parents[2]
+PLUGINS = ("tests.unit.hostile_verifiers",)
+AIME = ROOT.parent / "shared" / "data" / "eval" / "aime24.jsonl"
+
+app = typer.Typer()
+app.command()(verify)
+
+
+def data_file(folder: Path, answers: Sequence[str]) -> Path:
+    path = folder / "rows.jsonl"
+    rows = [
+        {"id": f"r{i}", "problem": f"What is asked in problem {i}?", "answer": answer}
+        for i, answer in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def in_the_project(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+
+
+# --- wrong answers ---
+
+
+@pytest.mark.parametrize(
+    ("gold", "one_more", "digit", "negative"),
+    [
+        ("7", "8", "0", "-7"),
+        ("-12", "-13", "-15", "12"),
+        ("099", "100", "092", "-099"),
+        ("$\\frac{3}{4}$", "$\\frac{4}{4}$", "$\\frac{3}{7}$", "-\\frac{3}{4}"),
+        ("2.5", "3.5", "2.8", "-2.5"),
+        ("x_1^2+5", "x_1^2+6", "x_1^2+8", "-x_1^2+5"),
+        ("2^{10}", "3^{10}", "5^{10}", "-2^{10}"),
+        ("9 \\text{ cm}^2", "10 \\text{ cm}^2", "2 \\text{ cm}^2", None),
+        ("(1, 2)", "(2, 2)", "(1, 5)", None),
+        ("\\pm 3", "\\pm 4", "\\pm 6", None),
+        ("x = 4", "x = 5", "x = 7", None),
+        ("0", "1", "3", None),
+        ("\\pi", None, None, None),
+        ("\\text{Tuesday 3}", None, None, None),
+        ("east", None, None, None),
+        ("9" * 101, None, None, "-" + "9" * 101),
+    ],
+)
+def test_wrong_answers_look_like_the_reference(
+    gold: str, one_more: str | None, digit: str | None, negative: str | None
+):
+    assert off_by_one(gold) == one_more
+    assert last_digit_changed(gold) == digit
+    assert sign_flipped(gold) == negative
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.fractions(max_denominator=999).filter(bool), st.sampled_from(["{}", "{}.25"]))
+def test_a_mutated_number_is_another_number(value: Fraction, shape: str):
+    text = shape.format(value.numerator) if value.denominator == 1 else str(value)
+    for mutate in (off_by_one, last_digit_changed, sign_flipped):
+        mutated = mutate(text)
+        assert mutated is not None
+        above, _, below = mutated.partition("/")
+        assert below == "0" or Fraction(above) / Fraction(below or 1) != Fraction(text)
+
+
+@pytest.mark.parametrize(
+    ("golds", "expected"),
+    [
+        (["1", "2"], "2"),
+        (["1", "1.0", "\\frac{2}{2}", "3/3", "$1$", "4"], "4"),
+        (["0.5", "1/2"], None),
+        (["5", "x = 5", "y = 6"], "y = 6"),
+        (["\\frac{1}{0}", "7"], "7"),
+        (["x^2", "x^{2}"], "x^{2}"),
+        (["3"], None),
+    ],
+)
+def test_the_answer_of_another_row_is_not_the_same_text_or_number(
+    golds: list[str], expected: str | None
+):
+    assert answer_of_another(golds, 0) == expected
+
+
+@pytest.mark.parametrize(("name", "write"), FORMATS.items())
+def test_every_format_holds_the_reference_and_keeps_its_own_dollars(name: str, write):
+    assert "x^2" in write("x^2")
+    assert write("x^2").count("$") == name.count("$")
+    assert write("$5$ or $6$").count("$") == 4
+
+
+# --- an audit ---
+
+
+def test_the_audit_counts_what_a_verifier_accepts(tmp_path: Path):
+    path = data_file(tmp_path, ["12", "7", "\\frac{1}{2}", "}{"])
+    config = DataConfig(name="rows", path=str(path))
+    result = audit(config, VerifierConfig(name="exact", workers=1), (), Screen())
+    # The four rows by hand: `exact` compares text, so dollar signs and a sentence are another
+    # text. The last one closes its box at once, and so does row 3's answer of another row.
+    assert result.num_rows == 4
+    assert result.accepted[r"\boxed{gold}"] == 3
+    assert result.accepted["Answer: gold"] == 4
+    assert result.accepted["Answer: $gold$"] == 0
+    assert result.accepted["... is gold."] == 0
+    assert (result.never, result.false_positives, result.stopped) == ([], [], [])
+    assert [finding.id for finding in result.partly] == ["r0", "r1", "r2", "r3"]
+    assert result.mutated == {
+        "off by one": 3,
+        "last digit changed": 3,
+        "sign flipped": 3,
+        "another row's answer": 4,
+    }
+    assert result.reasons == {"correct": 7, "wrong": 28, "no answer": 2}
+    assert len(result.seconds) == sum(result.reasons.values()) == 4 * 6 + 13
+
+
+def test_the_worked_solution_of_a_generated_row_is_what_is_judged():
+    task = {"name": "countdown", "rows": 5, "largest": 9, "largest_target": 9}
+    config = DataConfig.model_validate({"name": "puzzles", "task": task})
+    result = audit(config, VerifierConfig(name="countdown", workers=1), (), Screen())
+    assert result.accepted[r"\boxed{gold}"] == 5
+    assert not result.fooled
+
+
+def test_programs_are_refused_in_words():
+    config = DataConfig(name="rows", path="rows.jsonl")
+    with pytest.raises(UserError, match="judges programs"):
+        audit(config, VerifierConfig(name="code"), (), Screen())
+
+
+def test_the_limit_is_a_share_of_the_rows(tmp_path: Path):
+    path = data_file(tmp_path, ["12", "7", "8", "hang 1"])
+    config = DataConfig(name="rows", path=str(path))
+    result = audit(config, VerifierConfig(name="picky", workers=1), PLUGINS, Screen())
+    assert [finding.row for finding in result.never] == [4]
+    assert result.never[0].what.endswith("Answer: $gold$, ... is gold., ... is $gold$.: wrong")
+    check_limit(result, 0.25)
+    with pytest.raises(RunError, match=r"1 of 4 rows \(25\.00 %\) can never .* limit is 24 %"):
+        check_limit(result, 0.24)
+
+
+# --- the command ---
+
+
+def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
+    path, out = data_file(tmp_path, ["12", "hang 1", "3"]), tmp_path / "audit.json"
+    command = ["math_train", "--path", str(path), "--out", str(out), "--verifier", "gullible"]
+    command += ["verifier.timeout_s=0.5", "plugins=[tests.unit.hostile_verifiers]"]
+    result = run(*command, "verifier.workers=2", "--limit", "0.4")
+    assert result.exit_code == 0, result.output
+    assert "rows that can never be rewarded: 1" in result.output
+    tree = json.loads(out.read_text())
+    assert tree["rows"] == 3
+    assert tree["accepted"] == dict.fromkeys(FORMATS, 2)
+    assert [(f["row"], f["id"]) for f in tree["never"]] == [(2, "r1")]
+    assert tree["reasons"] == {"correct": 20, "timeout": 9}
+    assert [f["what"] for f in tree["false_positives"]][:2] == [
+        "off by one: 13 (correct)",
+        "last digit changed: 15 (correct)",
+    ]
+    wrong = {"off by one": 3, "last digit changed": 3, "sign flipped": 2, "another row's answer": 3}
+    assert tree["wrong_judged"] == wrong
+    assert tree["wrong_accepted"] == dict.fromkeys(wrong, 2)
+    result = run(*command, "--limit", "0.3")
+    assert result.exit_code == 1
+    assert "failed: 1 of 3 rows (33.33 %) can never be rewarded" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["dapo_math"], "no data set 'dapo_math'.*did you mean 'dapo_math_17k'"),
+        (["math_train", "--path", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["arithmetic", "--verifier", "maths"], "unknown verifier 'maths'"),
+        (["arithmetic", "verifier.timeouts=3"], "verifier.timeouts.*did you mean"),
+        (["arithmetic", "verifier.workers=none"], "verifier.workers.*got 'none'"),
+        (["arithmetic", "verifier.options.strictly=1"], "no option 'strictly'"),
+        (["arithmetic", "verifier.workers.a=1"], "workers has no keys"),
+        (["arithmetic", "verifier.workers"], "expected key=value"),
+        (["arithmetic", "verifier.timeout_s={"], "not valid YAML"),
+        (["arithmetic", "plugins=my_parts"], "expected a list of modules"),
+        (["arithmetic", "plugins=[no.such.lab]"], "cannot be imported"),
+        (["arithmetic", "row=3"], "unknown key 'row'"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_is_told_in_words(arguments: list[str], said: str):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert re.search(said, result.output)
+    assert "Traceback" not in result.output
+
+
+def test_overrides_go_to_the_data_or_to_the_verifier():
+    config, judge, plugins = read_settings(
+        "arithmetic",
+        ["rows=5", "verifier.options={strict: false}", "verifier.options.float_rounding=3"],
+        Path("mine.jsonl"),
+        "math",
+    )
+    assert (config.rows, config.path) == (5, "mine.jsonl")
+    assert judge.options == {"strict": False, "float_rounding": 3}
+    assert plugins == ()
+
+
+@pytest.mark.skipif(not AIME.is_file(), reason=f"{AIME} is not there")
+def test_every_reference_of_a_suite_of_integers_is_rewarded_and_none_of_its_mutations():
+    config = DataConfig(name="aime24", path=str(AIME))
+    result = audit(config, VerifierConfig(workers=1, timeout_s=60.0), (), Screen())
+    assert result.accepted == dict.fromkeys(FORMATS, 30)
+    assert result.mutated == dict.fromkeys(result.mutated, 30)
+    assert not result.fooled

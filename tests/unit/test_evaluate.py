@@ -1,0 +1,356 @@
+"""An evaluation from its rows to its files, with answers from a script in place of vLLM."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from grpo import evaluate
+from grpo.checkpoint import RunFolder
+from grpo.config import BuildConfig, Recipe, SuiteConfig, VerifierConfig
+from grpo.console import Screen
+from grpo.errors import Interrupted, UserError
+from grpo.eval_result import load
+from grpo.eval_store import read_answers
+from grpo.evaluate import Bench, Judges, run_suite, weights_identity
+from grpo.learner.build import build_model, build_tokenizer, save_pretrained
+from grpo.learner.prepare import load_tokenizer
+from grpo.metrics import MetricsLog, NullBoard, read_metrics
+from grpo.rollout.sampling import Sampling
+from grpo.train import Trainer, _summary
+from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
+from grpo.verify import VERIFIERS
+
+PROBLEMS = [("2+2", "4", "even"), ("2+3", "5", "odd"), ("3+3", "6", "even"), ("3+4", "7", "odd")]
+
+
+class Letters:
+    """A tokenizer of characters."""
+
+    chat_template = None
+    input_ids: list[int]
+
+    def __call__(self, text: str, add_special_tokens: bool) -> "Letters":
+        made = Letters()
+        made.input_ids = [ord(letter) for letter in text]
+        return made
+
+
+class Script:
+    """Answers the way `answer` says, and remembers what it was asked. Obeys `stop` as the real
+    pool does; dies after `most` groups."""
+
+    def __init__(self, answer: Callable[[Prompt, int], str], most: int = 10**9):
+        self.answer, self.most = answer, most
+        self.asked: list[str] = []
+        self.seeds: dict[str, int] = {}
+
+    def sample(
+        self,
+        prompts: Sequence[Prompt],
+        count: int,
+        sampling: Sampling,
+        seed_of: Callable[[Prompt], int],
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Group]:
+        for prompt in reversed(prompts):  # groups come in the order in which they finish
+            if stop():
+                return
+            if len(self.asked) == self.most:
+                raise RuntimeError("the engine died")
+            self.asked.append(prompt.problem)
+            self.seeds[prompt.problem] = seed_of(prompt)
+            yield Group(prompt, tuple(response(self.answer(prompt, i)) for i in range(count)))
+
+
+def response(text: str) -> Response:
+    length = len(text)
+    return Response(
+        np.zeros(length, np.int32),
+        np.zeros(length, np.float32),
+        "length" if text == "cut" else "stop",
+        (VersionSpan(0, 0, length),),
+        text,
+    )
+
+
+class Workbench:
+    """What stays the same while an evaluation is repeated."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.judged: list[tuple[str, str]] = []
+        self.stopped = False
+        data = folder / "sums.jsonl"
+        data.write_text(
+            "".join(
+                json.dumps({"id": f"p{n}", "problem": p, "answer": a, "kind": kind}) + "\n"
+                for n, (p, a, kind) in enumerate(PROBLEMS)
+            )
+        )
+        self.settings = {
+            "name": "sums",
+            "data": {"name": "sums", "path": str(data)},
+            "samples": 2,
+            "max_tokens": 8,
+            "verifier": "exact",
+            "by": ["kind"],
+        }
+
+    def submit(self, text: str, answer: str) -> Future[Verdict]:
+        self.judged.append((text, answer))
+        future: Future[Verdict] = Future()
+        future.set_result(VERIFIERS["exact"](text, answer))
+        return future
+
+    def run(self, script: Script, model: str | None = "weights", **changes: object):
+        suite = SuiteConfig.model_validate(self.settings | changes)
+        verifier = VerifierConfig(name="exact")
+        bench = Bench(
+            rollouts=lambda: script,
+            tokenizer=Letters(),
+            max_model_len=32,
+            judges=Judges(1, (), (verifier, self)),
+            screen=Screen(),
+            out=self.folder / "result.json",
+            stop=lambda: self.stopped,
+            model=None if model is None else {"files": model},
+        )
+        return run_suite(suite, bench)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Workbench:
+    return Workbench(tmp_path)
+
+
+def first_right(prompt: Prompt, index: int) -> str:
+    """The first answer is right, the second is cut off."""
+    return prompt.answer if index == 0 else "cut"
+
+
+def test_a_benchmark_by_hand(bench: Workbench) -> None:
+    (result,) = bench.run(Script(first_right))
+    assert result.num_problems == 4
+    values = {name: score.value for name, score in result.scores.items()}
+    assert values == {"avg@2": 0.5, "pass@1": 0.5, "pass@2": 1.0, "best@2": 1.0, "maj@2": 1.0}
+    assert result.length_mean == 2.0  # one letter, three letters
+    assert result.truncated_share == 0.5
+    assert result.no_answer_share == 0.0
+    assert result.reasons == {"correct": 4, "wrong": 4}
+    assert {label: part.num_problems for label, part in result.parts["kind"].items()} == {
+        "even": 2,
+        "odd": 2,
+    }
+
+
+def test_every_answer_is_kept_beside_the_result(bench: Workbench, tmp_path: Path) -> None:
+    (result,) = bench.run(Script(first_right))
+    groups, facts = read_answers(tmp_path / result.answers)
+    assert [g.problem for g in groups] == [problem for problem, _, _ in PROBLEMS]
+    assert [g.responses for g in groups] == [(answer, "cut") for _, answer, _ in PROBLEMS]
+    assert [v.reward for v in groups[3].verdicts] == [1.0, 0.0]
+    assert groups[1].labels == {"kind": "odd"}
+    assert facts["judged"] == {"verifier": "exact", "options": {}}
+
+
+def test_parts_have_their_own_scores(bench: Workbench) -> None:
+    script = Script(lambda prompt, _: prompt.answer if prompt.answer in ("4", "6") else "0")
+    (result,) = bench.run(script)
+    kinds = result.parts["kind"]
+    assert (kinds["even"].average.value, kinds["odd"].average.value) == (1.0, 0.0)
+    assert kinds["even"].average.name == "avg@2"
+
+
+def test_an_engine_that_dies_costs_no_finished_group(bench: Workbench) -> None:
+    first = Script(first_right, most=3)
+    with pytest.raises(RuntimeError, match="the engine died"):
+        bench.run(first)
+    assert first.asked == ["3+4", "3+3", "2+3"]
+    second = Script(first_right)
+    (result,) = bench.run(second)
+    assert second.asked == ["2+2"]
+    assert result.scores == bench.run(Script(first_right, most=0))[0].scores
+    assert result.num_problems == 4
+
+
+def test_an_interrupted_evaluation_goes_on_and_judges_nothing_twice(bench: Workbench) -> None:
+    def answer(prompt: Prompt, index: int) -> str:
+        bench.stopped = prompt.problem == "2+3"
+        return first_right(prompt, index)
+
+    assert bench.run(Script(answer)) == []
+    bench.stopped = False
+    second = Script(first_right)
+    (resumed,) = bench.run(second)
+    assert second.asked == ["2+2"]
+    assert len(bench.judged) == 8
+    whole = Script(first_right)
+    (fresh,) = bench.run(whole, model="other weights")
+    assert resumed.scores == fresh.scores
+    assert second.seeds["2+2"] == whole.seeds["2+2"]  # what it draws does not depend on the day
+
+
+def test_a_finished_evaluation_samples_nothing_and_needs_no_engine(bench: Workbench) -> None:
+    (first,) = bench.run(Script(first_right))
+    (second,) = bench.run(Script(first_right, most=0))
+    assert first == second
+    assert len(bench.judged) == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": "other"},
+        {"samples": 3},
+        {"temperature": 0.5},
+        {"max_tokens": 9},
+        {"top_p": 0.9},
+        {"data": {"template": "{problem}="}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_changes_the_answers_samples_them_again(bench: Workbench, changes) -> None:
+    bench.run(Script(first_right))
+    if "data" in changes:
+        changes = {"data": bench.settings["data"] | changes["data"]}
+    script = Script(first_right)
+    bench.run(script, **changes)
+    assert len(script.asked) == 4
+    # The answers of the first are still there, for the next time.
+    assert bench.run(Script(first_right, most=0))[0].num_problems == 4
+
+
+def test_a_corrected_reference_is_judged_again_without_sampling(bench: Workbench) -> None:
+    bench.run(Script(first_right))
+    data = Path(bench.settings["data"]["path"])
+    data.write_text(data.read_text().replace('"answer": "7"', '"answer": "cut"'))
+    bench.judged.clear()
+    (result,) = bench.run(Script(first_right, most=0))
+    assert bench.judged == [("7", "cut"), ("cut", "cut")]
+    assert result.average.value == 0.5
+
+
+def test_weights_that_nobody_vouches_for_are_sampled_every_time(bench: Workbench) -> None:
+    for _ in range(2):
+        script = Script(first_right)
+        (result,) = bench.run(script, model=None)
+        assert len(script.asked) == 4
+    assert result.answers == "result.answers/sums.parquet"
+
+
+def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused(bench: Workbench) -> None:
+    with pytest.raises(UserError, match="max_tokens 32 leaves no room"):
+        bench.run(Script(first_right), max_tokens=32)
+
+
+def test_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    first = weights_identity(str(tmp_path), "float32")
+    assert weights_identity(str(tmp_path), "float32") == first
+    assert weights_identity(str(tmp_path), "bfloat16") != first
+    weights.write_bytes(b"12")
+    assert weights_identity(str(tmp_path), "float32") != first
+
+
+# --- within a run ---
+
+
+def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
+    recipe = Recipe.model_validate(
+        {
+            "name": "run",
+            "output": str(bench.folder),
+            "model": {"path": "org/model"},
+            "data": bench.settings["data"],
+            "verifier": {"name": "exact"},
+            "eval": {"suite": bench.settings},
+        }
+    )
+    made = Trainer(recipe, RunFolder(bench.folder / "run"), Screen(), lambda: bench.stopped)
+    made.rollouts, made.tokenizer, made.max_model_len = script, Letters(), 32
+    made.verifier, made.board = bench, NullBoard()
+    made.folder.path.mkdir(exist_ok=True)
+    made.log = MetricsLog(made.folder.metrics)
+    made.progress.step = step
+    return made
+
+
+def right_up_to(count: int) -> Callable[[Prompt, int], str]:
+    return lambda prompt, index: prompt.answer if prompt.serial < count else "0"
+
+
+def test_a_run_tracks_its_peak_and_its_last_accuracy(bench: Workbench, capsys) -> None:
+    for step, right in ((0, 1), (10, 3), (20, 2)):
+        run = trainer(bench, Script(right_up_to(right)), step)
+        run.evaluate(True)
+    logged = [
+        (row["step"], row["eval/sums/avg"], row["eval/sums/peak"], row["eval/sums/peak_best"])
+        for row in read_metrics(run.folder.metrics)
+    ]
+    assert logged == [(0, 0.25, 0.25, 0.25), (10, 0.75, 0.75, 0.75), (20, 0.5, 0.75, 0.75)]
+    capsys.readouterr()
+    _summary(run.recipe, run.folder, run.screen)
+    avg = next(line for line in capsys.readouterr().out.splitlines() if "avg@2" in line)
+    assert [word for word in avg.split() if word[0] in "01"] == [
+        *("0.250", "0.000", "0.750)"),
+        *("0.750", "0.250", "1.000)", "10"),
+        *("0.500", "0.000", "1.000)"),
+    ]
+
+
+def test_a_step_is_evaluated_once_and_keeps_its_answers(bench: Workbench) -> None:
+    run = trainer(bench, Script(first_right), 10)
+    run.evaluate(False)
+    assert not (run.folder.path / "eval").exists()
+    run.evaluate(True)
+    run.evaluate(True)
+    assert len(run.rollouts.asked) == 4
+    (result,) = load(run.folder.path / "eval" / "step_000010.json")
+    groups, _ = read_answers(run.folder.path / "eval" / result.answers)
+    assert len(groups) == 4
+
+
+def test_an_interrupted_evaluation_of_a_run_leaves_no_result(bench: Workbench) -> None:
+    run = trainer(bench, Script(first_right), 10)
+    bench.stopped = True
+    with pytest.raises(Interrupted):
+        run.evaluate(True)
+    assert evaluate.history(run.folder.path / "eval") == {}
+
+
+# --- on a saved model ---
+
+
+def test_a_model_whose_answers_are_all_there_is_scored_without_an_engine(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    config = BuildConfig(
+        alphabet="0123456789+=}\n", layers=1, hidden_size=32, heads=1, kv_heads=1,
+        intermediate_size=32, context=32,
+    )  # fmt: skip
+    tokenizer, folder = build_tokenizer(config), tmp_path / "model"
+    save_pretrained(build_model(config, tokenizer, seed=0), tokenizer, folder)
+    out = tmp_path / "scores.json"
+    suite = SuiteConfig.model_validate(bench.settings)
+    script = Script(first_right)
+    sampled = run_suite(
+        suite,
+        Bench(
+            rollouts=lambda: script,
+            tokenizer=load_tokenizer(str(folder)),
+            max_model_len=32,
+            judges=Judges(1, (), (VerifierConfig(name="exact"), bench)),
+            screen=Screen(),
+            out=out,
+            model=weights_identity(str(folder), "float32"),
+        ),
+    )
+    assert len(script.asked) == 4
+    assert evaluate.evaluate_model(str(folder), suite, "float32", out, Screen()) == sampled
+    assert load(out) == sampled
+    assert not (tmp_path / "logs").exists()  # where an engine would have written
