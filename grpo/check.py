@@ -9,10 +9,11 @@ from grpo.algo.advantage import StepRewards
 from grpo.config import BenchmarkConfig, DataConfig, Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
+from grpo.eval_rows import benchmark_rows
 from grpo.learner.prepare import check_model_folder, looks_local
 from grpo.registry import call
 from grpo.session import transport_of
-from grpo.verify import VERIFIERS
+from grpo.verify.ready import check_verifier
 
 Fact = tuple[str, str]
 
@@ -29,7 +30,8 @@ def check_recipe(recipe: Recipe) -> list[Fact]:
     correction = recipe.correction_name()
     if correction != "none":
         CORRECTIONS.bind(correction, recipe.correction.options)
-    VERIFIERS.bind(recipe.verifier.name, recipe.verifier.options)
+    verifier = recipe.verifier
+    check_verifier(verifier.name, verifier.options, verifier.timeout_s, "verifier.timeout_s")
     _check_placement(recipe)
     facts = [
         ("model", _check_model(recipe)),
@@ -74,8 +76,15 @@ def _check_advantage(recipe: Recipe) -> None:
 
 
 def check_benchmark(benchmark: BenchmarkConfig) -> str:
-    VERIFIERS.bind(benchmark.verifier.name, benchmark.verifier.options)
-    return f"{_check_data(benchmark.data)}, {benchmark.samples} answers each"
+    """What it comes to, in words. Raises UserError for what cannot work."""
+    verifier = benchmark.verifier
+    check_verifier(verifier.name, verifier.options, benchmark.judge_timeout_s, "judge_timeout_s")
+    if benchmark.data.path is None and benchmark.data.task is None:
+        counted = _check_data(benchmark.data)
+    else:
+        rows, _ = benchmark_rows(benchmark)
+        counted = f"{benchmark.data.name}: {len(rows)} rows"
+    return f"{counted}, {benchmark.samples} answers each"
 
 
 def _check_model(recipe: Recipe) -> str:

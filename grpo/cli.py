@@ -129,6 +129,17 @@ def compare(
 
 
 @app.command()
+def doctor() -> None:
+    """Show what this machine has and can do: versions, devices, memory, and how far programs that a
+    model writes can be shut in (verifier code)."""
+    with exit_codes("nothing was changed"):
+        from grpo.console import Screen
+        from grpo.doctor import examine
+
+        Screen().table("this machine", ("what", "finding"), examine())
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Draw a run's curves (reward.png, length.png) from what it has logged so far."""
     with exit_codes(RESUMES):

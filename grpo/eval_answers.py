@@ -27,7 +27,7 @@ from grpo.eval_result import (
 from grpo.eval_rows import Judges, benchmark_rows, judged, submit
 from grpo.eval_store import Answered, AnswerStore
 from grpo.tasks import Row
-from grpo.verify import VERIFIERS
+from grpo.verify.ready import check_verifier
 
 _SUFFIXES = (".jsonl", ".parquet")
 _ID_KEYS = ("id", "row_id")
@@ -58,7 +58,8 @@ def evaluate_answers(
     out = out or answers.with_name(f"{answers.stem}.{suite.name}.json")
     make_room(out)
     for benchmark in suite.benchmarks:
-        VERIFIERS.bind(benchmark.verifier.name, benchmark.verifier.options)
+        verifier, timeout_s = benchmark.verifier, benchmark.judge_timeout_s
+        check_verifier(verifier.name, verifier.options, timeout_s, "judge_timeout_s")
     results: list[BenchmarkResult] = []
     for benchmark in suite.benchmarks:
         path = _file_of(benchmark.name, answers, len(suite.benchmarks))

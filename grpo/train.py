@@ -132,7 +132,7 @@ class Trainer:
     def run(self) -> None:
         """Steps until the recipe's last one. Raises Interrupted after a clean stop."""
         recipe = self.recipe
-        self.evaluate(recipe.eval.at_start and self.progress.step == 0)
+        self.evaluate(self._evaluation_due())  # an interrupted one, too, where the run goes on
         for step in range(self.progress.step + 1, recipe.schedule.steps + 1):
             try:
                 metrics, groups = self.train_step(step)
@@ -145,13 +145,18 @@ class Trainer:
                 self.save(step)
             if self.stop():
                 raise Interrupted
-            every = recipe.eval.every
             try:
-                self.evaluate(every > 0 and step % every == 0)
+                self.evaluate(self._evaluation_due())
             except Interrupted:
                 self.save(step)
                 raise
         self.evaluate(recipe.eval.at_end)
+
+    def _evaluation_due(self) -> bool:
+        config, step = self.recipe.eval, self.progress.step
+        if step == 0:
+            return config.at_start
+        return config.every > 0 and step % config.every == 0
 
     def train_step(self, step: int) -> tuple[dict[str, float], Collected]:
         """Sample, judge, learn, sync: one step, or none of it where the user interrupts."""

@@ -66,7 +66,8 @@ class Group:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a verifier says of one answer. `reason` tells why the reward is what it is:
-    "correct", "wrong", "no answer", "timeout", "verifier crashed", "gold does not parse"."""
+    "correct", "wrong", "no answer", "timeout", "verifier crashed", "gold does not parse"; of
+    programs also "runtime error", "time limit", "memory limit", "output limit", "sandbox lost"."""
 
     reward: float
     parsed: str

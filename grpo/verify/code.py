@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from grpo.errors import UserError
 from grpo.types import Verdict
 from grpo.verify.code_tests import CallTests, StreamTests, read_tests, same_output
 from grpo.verify.exact import fold
@@ -31,7 +32,9 @@ from grpo.verify.sandbox import (
 # Only the end of an answer is searched for its program.
 _TAIL_CHARS = 200_000
 _REASON_CAP = 200
+_TOTAL_TIMEOUT_S = 30.0
 _PACKAGES = ["numpy"]  # of LiveCodeBench's own environment what its programs use
+_STARTS_WITHIN_S = 15.0  # a sandbox, on a busy machine
 _SHOWN = 60  # characters of an output in a reason
 _SPARE_OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
 _CALLS_OUTPUT_BYTES = 4 << 20  # that functions under test may print, for nobody to read
@@ -56,7 +59,7 @@ def code(
     *,
     reward: Literal["all", "fraction"] = "all",
     test_timeout_s: Annotated[float, Field(gt=0)] = 6.0,
-    total_timeout_s: Annotated[float, Field(gt=0)] = 30.0,
+    total_timeout_s: Annotated[float, Field(gt=0)] = _TOTAL_TIMEOUT_S,
     memory_mb: Annotated[int, Field(ge=64)] = 1024,
     processes: Annotated[int, Field(ge=1)] = 32,
     packages: list[str] = _PACKAGES,
@@ -95,9 +98,17 @@ def code(
     return _verdict(len(tests.cases), failures, reward)
 
 
-def check_machine(options: Mapping[str, Any]) -> None:
-    """Raises UserError where verifier `code` with these options could not run on this machine."""
+def check_machine(options: Mapping[str, Any], timeout_s: float, timeout_key: str) -> None:
+    """Raises UserError where verifier `code` with these options could not run on this machine, or
+    not within the pool's deadline of `timeout_s` for one answer, which stands at `timeout_key`."""
     VERIFIERS.bind("code", options)
+    total_s = float(options.get("total_timeout_s", _TOTAL_TIMEOUT_S))
+    if timeout_s <= total_s:
+        raise UserError(
+            f"verifier code may take total_timeout_s = {total_s:g} s for one answer, but "
+            f"{timeout_key} kills it after {timeout_s:g} s: set {timeout_key} to "
+            f"{total_s + _STARTS_WITHIN_S:g} or more, or total_timeout_s lower"
+        )
     package_entries(tuple(options.get("packages", _PACKAGES)))
     choose_level(bool(options.get("allow_unsandboxed", False)))
 

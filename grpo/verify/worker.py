@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from pathlib import Path
 from typing import Any, NoReturn
 
 from grpo.errors import UserError
@@ -30,19 +31,24 @@ from grpo.verify import VERIFIERS
 Verifier = Callable[[str, str], Verdict]
 
 _MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _REASON_CAP = 200
+_REAP_EVERY_S = 1.0
 _PARSED_CAP = 10_000  # a verdict fits into the pipe's buffer, so sending it never blocks
 
-# sympy and ANTLR build tables when they parse and compare the first expressions of a kind, 0.4 s in
-# all. Built before the fork, every worker has them from its first answer on.
-_WARM_UP = (
-    (r"\boxed{\frac{1}{2}}", "$x^2+1$"),
-    (r"\boxed{\sqrt{3} \cdot \frac{1}{2}}", "2"),
-    (r"\boxed{(x+1)^2}", "x^2+2x+2"),
-    (r"\boxed{\{1, \pi\}}", "(1, 2]"),
-    ("The answer is $3$.", "(4, 5)"),
-)
+# What is built on a first answer is built before the fork, so that every worker has it. math: the
+# tables that sympy and ANTLR make for the first expressions of a kind, 0.4 s in all. code: what
+# level of isolation the machine gives, which takes two sandboxes to find out.
+_WARM_UP = {
+    "math": (
+        (r"\boxed{\frac{1}{2}}", "$x^2+1$"),
+        (r"\boxed{\sqrt{3} \cdot \frac{1}{2}}", "2"),
+        (r"\boxed{(x+1)^2}", "x^2+2x+2"),
+        (r"\boxed{\{1, \pi\}}", "(1, 2]"),
+        ("The answer is $3$.", "(4, 5)"),
+    ),
+    "code": (("```python\nprint(1)\n```", '{"inputs": [""], "outputs": ["1"]}'),),
+}
 
 
 def load(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifier:
@@ -76,18 +82,27 @@ def run_template(handle: int, driver_pid: int) -> None:
     control = Connection(handle)
     name, options, plugins = control.recv()
     verifier = load(name, options, plugins)
-    if name == "math" or plugins:  # a plugin's verifier may well ask `math`
-        for response, answer in _WARM_UP:
+    for response, answer in _WARM_UP.get(name, ()):
+        verifier(response, answer)
+    if plugins:  # a plugin's verifier may well ask `math`
+        for response, answer in _WARM_UP["math"]:
             VERIFIERS["math"](response, answer)
+    _adopt_orphans()
     control.send("ready")
+    workers: set[int] = set()
     while True:
+        while not control.poll(_REAP_EVERY_S):
+            _reap_orphans(workers)
         try:
             command = control.recv()
         except EOFError:  # the pool is closed, or its process is gone
             return
         if command == "fork":
-            control.send(_fork(control, verifier))
+            pid = _fork(control, verifier)
+            workers.add(pid)
+            control.send(pid)
         else:
+            workers.discard(command)
             control.send(_end(command))
 
 
@@ -112,6 +127,21 @@ def _end(pid: int) -> int:
         with suppress(ProcessLookupError):
             kill(pid, signal.SIGKILL)
     return os.waitpid(pid, 0)[1]
+
+
+def _adopt_orphans() -> None:
+    """What a killed worker had started (a sandbox dies with it) is left to this process, not to the
+    machine's init, which in a container may reap nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _reap_orphans(workers: set[int]) -> None:
+    """Waits for those that have ended."""
+    with suppress(OSError):  # a kernel without this file, or one of them is gone already
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        for pid in set(map(int, children)) - workers:
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _work(pipe: Connection, verifier: Verifier, template_pid: int) -> NoReturn:

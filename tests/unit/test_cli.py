@@ -1,5 +1,6 @@
 """Mistakes end with exit code 2 and words, never with a traceback."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def test_help_teaches():
     result = run("train", "--help")
     assert result.exit_code == 0
     assert "aggregate=token_mean" in result.output
+
+
+def test_the_doctor_says_what_the_machine_has_and_how_far_programs_can_be_shut_in():
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for what in ("torch", "vllm", "devices", "memory", "sandbox for programs"):
+        assert what in result.output
+    assert re.search(r"bubblewrap|namespaces|none: programs run only", result.output)

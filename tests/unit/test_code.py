@@ -1,11 +1,14 @@
 """Programs are found, run on every test, and compared as the benchmarks compare."""
 
 import base64
+import ctypes
 import json
+import os
 import pickle
 import re
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from grpo.types import Verdict
 from grpo.verify import VERIFIERS
 from grpo.verify.code import check_machine, last_program
 from grpo.verify.code_tests import CallTests, StreamTests, read_tests, same_output
+from grpo.verify.pool import VerifierPool
 from grpo.verify.sandbox import Level, probe
 from grpo.verify.sandbox.calls import from_plain, to_plain
 from grpo.verify.sandbox.launch import machine_obstacle
@@ -303,14 +307,14 @@ def test_human_eval_s_check_gets_the_function_and_the_prompt_s_helpers():
 
 def test_a_package_that_is_not_installed_is_refused():
     with pytest.raises(UserError, match="packages: 'no-such-thing' is not installed here"):
-        check_machine({"packages": ["no-such-thing"]})
+        check_machine({"packages": ["no-such-thing"]}, 60, "verifier.timeout_s")
 
 
 def test_options_out_of_range_are_refused():
     with pytest.raises(UserError, match="option 'memory_mb': Input should be greater"):
-        check_machine({"memory_mb": 1})
+        check_machine({"memory_mb": 1}, 60, "verifier.timeout_s")
     with pytest.raises(UserError, match="option 'test_timeout_s': Input should be greater than 0"):
-        check_machine({"test_timeout_s": 0})
+        check_machine({"test_timeout_s": 0}, 60, "verifier.timeout_s")
 
 
 def test_a_machine_without_a_sandbox_is_refused_before_anything_is_judged(
@@ -318,9 +322,17 @@ def test_a_machine_without_a_sandbox_is_refused_before_anything_is_judged(
 ):
     monkeypatch.setattr(probe, "level", lambda: Level("none", ("namespaces: forbidden",)))
     with pytest.raises(UserError, match="no sandbox for programs on this machine"):
-        check_machine({})
+        check_machine({}, 60, "verifier.timeout_s")
     if machine_obstacle() is None:
-        check_machine({"allow_unsandboxed": True})
+        check_machine({"allow_unsandboxed": True}, 60, "verifier.timeout_s")
+
+
+def test_a_deadline_that_ends_before_the_tests_may_is_refused():
+    said = "verifier.timeout_s kills it after 10 s: set verifier.timeout_s to 45 or more"
+    with pytest.raises(UserError, match=said):
+        check_machine({}, 10, "verifier.timeout_s")
+    with pytest.raises(UserError, match="may take total_timeout_s = 100 s"):
+        check_machine({"total_timeout_s": 100}, 100, "judge_timeout_s")
 
 
 # --- values between programs and tests ---
@@ -393,3 +405,41 @@ def test_the_tests_of_every_row_can_be_read():
             assert read_tests(json.dumps(tests)).cases
         counts[name] = len(rows)
     assert list(counts.values()) == [164, 399, 109]
+
+
+# --- in the pool ---
+
+
+@pytest.fixture
+def last_resort() -> Iterator[None]:
+    """Orphans that nobody closer adopts come to this process, and can be counted."""
+    adopt, libc = 36, ctypes.CDLL(None)
+    libc.prctl(adopt, 1)
+    yield
+    libc.prctl(adopt, 0)
+
+
+def children(pid: int) -> set[int]:
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return {int(child) for thread in threads for child in thread.read_text().split()}
+
+
+def test_a_program_whose_worker_is_killed_leaves_no_process_not_even_a_dead_one(last_resort: None):
+    endless, earlier = "```python\nwhile True: pass\n```", children(os.getpid())
+    with VerifierPool("code", {"test_timeout_s": 30}, workers=1, timeout_s=2) as pool:
+        (template,) = children(os.getpid()) - earlier
+        first = children(template)
+        command = Path(f"/proc/{template}/cmdline").read_bytes()  # its workers' too; b"" once dead
+
+        def settled() -> bool:
+            now = children(template)
+            alike = all(Path(f"/proc/{pid}/cmdline").read_bytes() == command for pid in now)
+            return alike and len(now) == len(first) == 2 and len(now - first) == 1
+
+        (verdict,) = pool.judge([endless], '{"inputs": [""], "outputs": ["1"]}')
+        assert verdict.reason == "timeout"
+        deadline = time.monotonic() + 30
+        while not settled() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert settled(), "a worker, and one that stands by"
+        assert children(os.getpid()) - earlier == {template}

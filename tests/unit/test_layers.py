@@ -10,7 +10,7 @@ FLOORS = [
     | {"eval_store", "eval_result", "eval_history", "eval_rows", "mutate"},
     {"rollout", "learner", "sync", "cluster"},
     {"train", "evaluate", "report", "check", "session", "step", "collect"}
-    | {"eval_answers", "compare", "audit"},
+    | {"eval_answers", "compare", "audit", "doctor"},
     {"cli", "cli_data", "cli_verify", "exit_codes"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}
