@@ -32,13 +32,14 @@ def examine() -> list[Fact]:
     ]
 
 
-def _version(*names: str) -> str:
-    for name in names:
+def _version(name: str, *others: str) -> str:
+    """Of the first of these distributions that is installed."""
+    for each in (name, *others):
         try:
-            return f"{version(name)}" + (f" ({name})" if len(names) > 1 else "")
+            return version(each) + (f" ({each})" if others else "")
         except PackageNotFoundError:
             continue
-    return f"missing: pip install {names[0]}"
+    return f"missing: pip install {name}"
 
 
 def _devices() -> str:
