@@ -1,6 +1,6 @@
 """Rule-based verifiers: (response, reference answer, **options) -> Verdict."""
 
-from grpo.verify import code, countdown, exact, math
+from grpo.verify import code, countdown, exact, math, within
 from grpo.verify.registry import VERIFIERS
 
-__all__ = ["VERIFIERS", "code", "countdown", "exact", "math"]
+__all__ = ["VERIFIERS", "code", "countdown", "exact", "math", "within"]

@@ -66,3 +66,29 @@ def test_the_verdict_says_what_was_judged():
 def test_an_unknown_verifier_lists_those_that_are_known():
     with pytest.raises(UserError, match=r"unknown verifier 'mth'; did you mean 'math'\?.*exact"):
         VERIFIERS["mth"]
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "verdict"),
+    [
+        (r"\boxed{4.2}", '{"value": ["4.2"], "tolerance": "1e-1"}', (1.0, "correct")),
+        (r"\boxed{4.3}", '{"value": ["4.2"], "tolerance": "1e-1"}', (1.0, "correct: tolerance")),
+        (r"\boxed{4.16\%}", '{"value": "4.2", "tolerance": 0.1}', (1.0, "correct: tolerance")),
+        (r"\boxed{4.31}", '{"value": "4.2", "tolerance": "1e-1"}', (0.0, "wrong")),
+        (r"\boxed{4.3}", '{"value": "4.2"}', (0.0, "wrong")),
+        (r"\boxed{3, 7}", '{"value": ["7", "3"]}', (1.0, "correct: list")),
+        (r"\boxed{x}", '{"value": "4.2", "tolerance": "1e-1"}', (0.0, "wrong")),
+        (r"\boxed{2, 1}", r"\{1, 2\}", (1.0, "correct: list")),
+        (r"\boxed{4.2}", "4.2", (1.0, "correct")),
+    ],
+)
+def test_a_number_is_right_within_the_tolerance_of_its_reference(
+    response: str, answer: str, verdict: tuple[float, str]
+):
+    assert judged("math_within", response, answer) == verdict
+
+
+@pytest.mark.parametrize("answer", ['{"error": 1}', '{"value": "4.2", "tolerance": "about"}'])
+def test_a_reference_without_a_value_or_with_a_strange_tolerance_is_named(answer: str):
+    reward, reason = judged("math_within", r"\boxed{4.2}", answer)
+    assert reward == 0 and reason.startswith("gold does not parse: ")
