@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.config import Choice, DataConfig, Recipe, SuiteConfig
+from grpo.config import BenchmarkConfig, Choice, DataConfig, Recipe, SuiteConfig
 from grpo.errors import UserError
 from grpo.registry import nearest
 
@@ -250,7 +250,10 @@ def _explain(error: ValidationError, kind: type[BaseModel], marks: Marks, path: 
         where = _mark(at, marks) or str(path)
         if problem["type"] == "extra_forbidden":
             known = _known_keys(kind, at[:-1])
-            lines.append(f"{where}: unknown key {dotted!r}{nearest(str(at[-1]), known)}")
+            hint = nearest(str(at[-1]), known)
+            if kind is SuiteConfig and at[0] in BenchmarkConfig.model_fields:
+                hint = f": in a suite of several it is benchmarks.0.{dotted}, of the first one"
+            lines.append(f"{where}: unknown key {dotted!r}{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{where}: key {dotted!r} is missing")
         else:

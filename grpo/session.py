@@ -52,7 +52,7 @@ class StopRequest:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._screen.warn("stopping after saving the last finished step; once more stops at once")
+        self._screen.warn("stopping once what is finished is saved; once more stops at once")
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:

@@ -119,6 +119,20 @@ def test_one_benchmark_alone_is_a_suite_of_its_name() -> None:
     assert SuiteConfig.model_validate(resolved(window)) == window
 
 
+def test_in_a_suite_of_several_the_key_of_one_needs_its_number() -> None:
+    with pytest.raises(
+        UserError, match=r"unknown key 'samples': .* benchmarks.0.samples, of the fi"
+    ):
+        load_suite("eval/paper.yaml", ["samples=1"])
+
+
+def test_a_wrong_value_in_a_suite_of_one_is_found_at_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ndata: {name: x, path: rows.jsonl}\nsamples: 0\n")
+    with pytest.raises(UserError, match=r"mine\.yaml:3: .*samples"):
+        load_suite(path)
+
+
 # --- rows of a window, and labels ---
 
 DATED = [
