@@ -1,5 +1,8 @@
 r"""Every rule with what it accepts and what it must not: (reference, answer)."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +129,8 @@ ACCEPTED: dict[str, Pairs] = {
         ("0.25 = 25%", r"\frac{1}{4}"),
         (r"\sqrt{5}", r"\sqrt{5} \approx 2.236"),
         ("2.236", r"\sqrt{5} \approx 2.236"),
+        (r"\frac{2}{3}", r"\frac{2}{3} \approx 0.66"),
+        ("23456", r"23456 \approx 23000"),
     ],
     "rounding": [
         ("0.857", r"\frac{6}{7}"),
@@ -273,6 +278,8 @@ REFUSED: dict[str, Pairs] = {
         ("24", "5 = 24"),
         ("2.500", r"\sqrt{5} \approx 2.500"),
         ("25", r"24 \approx 25"),
+        (r"\frac{2}{3}", r"\frac{2}{3} \approx 0.60"),
+        (r"\sqrt{5}", r"\sqrt{5} \approx 5"),
         ("13", "x^2 + y^2 = 13"),
         ("x^2 + y^2 = 13", "13"),
     ],
@@ -356,6 +363,19 @@ def test_no_rule_turns_a_wrong_answer_right(rule: str, gold: str, answer: str):
         (r"\\frac{3}{7}", r"\frac{6}{14}"),
         (r"\tfrac{3}{7}", "$3/7$"),
         (r"2x - 4y = 6", "x - 2y - 3 = 0"),
+        ("|x - 2025|", "|2025 - x|"),
+        ("1011_2", r"1011_{\text{two}}"),
+        ("1011_{(2)}", "1011_2"),
+        ("1011_2", "1011"),
+        (r"1 + \lfloor \frac{n}{2} \rfloor", r"\lfloor n/2 \rfloor + 1"),
+        (r"\gamma^2 - 1", r"(\gamma - 1)(\gamma + 1)"),
+        (r"\pi(R^2 - r^2)", r"\pi(R - r)(R + r)"),
+        ("X^2 - 1", "(x - 1)(x + 1)"),
+        (r"\Pi r + r\Pi", r"2\Pi r"),
+        (r"x\Gamma(x)", r"\Gamma(x + 1)"),
+        ("(n + 1)!", "(n + 1) n!"),
+        (r"\binom{n}{2}", r"\frac{n(n - 1)}{2}"),
+        ("n^{n^{n}}", "n^{(n^n)}"),
     ],
 )
 def test_another_spelling_is_plainly_correct(gold: str, answer: str):
@@ -377,6 +397,22 @@ def test_another_spelling_is_plainly_correct(gold: str, answer: str):
         (r"x^{90}", r"x^{90} + 1"),
         ("10^{-9}", "10^{-10}"),
         ("x + 1", "x - 1"),
+        # a constant that rounds to 0 at any number of decimals
+        (r"\frac{1}{1999!}", r"-\frac{1}{1999!}"),
+        (r"10^{-34} x", r"10^{-35} x"),
+        # equal near zero, and not far from it
+        ("|x - 8|", "8 - x"),
+        (r"\sqrt{(x - 2025)^2}", "2025 - x"),
+        (r"\lfloor \frac{p}{9} \rfloor", r"\lfloor \frac{p}{10} \rfloor"),
+        # letters that the parser takes for another letter, a constant or a function
+        (r"\gamma^2 - 1", r"\gamma^2 - 5"),
+        (r"m(\gamma - 1)", r"m(\gamma - 2)"),
+        (r"\pi(R^2 - r^2)", r"\pi(r^2 - R^2)"),
+        (r"\Delta - \delta", "0"),
+        (r"2\Pi r", r"2\pi r"),
+        (r"\frac{1}{0}x", r"\frac{2}{0}x"),
+        ("1011_{(2)}", "1011_{(3)}"),
+        ("1011_2", r"1011_{\text{three}}"),
     ],
 )
 def test_another_value_is_wrong(gold: str, answer: str):
@@ -424,3 +460,23 @@ def test_an_interval_equals_its_own_inequality_and_no_other(low, length, left, r
     assert judge(gold, answer, Options()) == "correct: interval"
     other = f"{low} {signs[left]} x {signs[right]} {high + 1}"
     assert judge(gold, other, Options()) is None
+
+
+def test_no_module_of_sympy_is_left_for_a_forked_worker_to_import():
+    judging = r"""
+import sys
+from grpo.verify.equivalence import Options, judge
+before = set(sys.modules)
+for gold, answer in (
+    ("14", r"\sqrt{4} \cdot \frac{14}{2}"),
+    ("(x + 1)^2", "x^2 + 2x + 2"),
+    (r"\frac{1 - 4\sqrt{3}}{-4 - \sqrt{3}}", r"\frac{17\sqrt{3} - 16}{13}"),
+    (r"\{1, \pi\}", "(1, 2]"),
+    (r"[2, \infty)", r"[2, 3) \cup [3, \infty)"),
+):
+    judge(gold, answer, Options())
+print([name for name in sys.modules if name.startswith("sympy") and name not in before])
+"""
+    command = [sys.executable, "-c", judging]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,13 +1,20 @@
 """Two expressions with nothing around them: sampled first, then given to math-verify."""
 
+import importlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import (
+    ConversionConfig,
+    NormalizationConfig,
+    latex2sympy,
+    normalize_latex,
+)
 from math_verify import verify
 from math_verify.grader import should_treat_as_complex
 from sympy.functions.elementary.hyperbolic import HyperbolicFunction
@@ -18,15 +25,31 @@ from sympy.functions.elementary.trigonometric import (
 
 from grpo.verify.equivalence.numbers import close, read_number
 from grpo.verify.equivalence.text import FUNCTION
+from grpo.verify.equivalence.words import plain, spelled_number
+
+# sympy imports these when it first subtracts, simplifies or compares sets, 0.2 s in all. Imported
+# here, they are there before the pool forks and cost no worker's first answers anything.
+for _name in (
+    "assumptions.wrapper",
+    "physics.units",
+    "tensor.tensor",
+    "sets.setexpr",
+    "sets.handlers.functions",
+    "sets.handlers.issubset",
+):
+    importlib.import_module(f"sympy.{_name}")
 
 # math-verify's own, without units: it takes every trailing "m", "c" or "more" for one.
 _NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
 )
+# Letters that the parser takes for a constant or for a function of what follows.
+_LETTER = re.compile(r"\\(?:(gamma|Gamma(?!\s*\())|Pi)(?![A-Za-z])")
 _WORD = re.compile(
     r"(?<![\\A-Za-z{_])[A-Za-z]{4,}|(?<![\\A-Za-z])(?:and|or|not|if|the|is)(?![a-z])"
 )
 _TEXT = re.compile(r"(?<!_)(?<!_\{)\\text\{")
+_BASE = re.compile(r"(?<=\d)\s*_\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\w)")
 _EQUATION = re.compile(r"(?<![<>!:])=")
 
 _DIGITS = 30
@@ -37,13 +60,15 @@ _POINTS_NEEDED = 6
 _LARGEST_OPERATIONS = 400
 _MOST_SYMBOLS = 4
 # Inside and outside of (-1, 1) and of (0, 1), negative too, and none where a fraction is simple.
-_POINTS = [
-    sympy.Rational(p, 9973)
-    for p in (
-        *(3181, 6971, 1493, 8839, 4957, 617, 9511),
-        *(-2971, -7433, 13931, 22787, 35081, 71993, -16747, -41011),
-    )
-]
+_NEAR = (
+    *(3181, 6971, 1493, 8839, 4957, 617, 9511),
+    *(-2971, -7433, 13931, 22787, 35081, 71993, -16747, -41011),
+)
+# Because |x - 2025| is 2025 - x up to 2025.
+_FAR = (1234577, -3456793, 9345683, 31415927, -98765441, 104729111)
+_DENOMINATOR = 9973
+_PRECISE_BITS = 40  # of the 103 in 30 digits; far points may cancel more than that
+_STEPS = (sympy.floor, sympy.ceiling)  # alike at any number of points, and different between them
 _SAMPLED = (
     sympy.Add,
     sympy.Mul,
@@ -54,8 +79,10 @@ _SAMPLED = (
     sympy.exp,
     sympy.log,
     sympy.Abs,
-    sympy.floor,
-    sympy.ceiling,
+    sympy.factorial,
+    sympy.binomial,
+    sympy.gamma,
+    *_STEPS,
     TrigonometricFunction,
     InverseTrigonometricFunction,
     HyperbolicFunction,
@@ -72,19 +99,35 @@ class Options:
 
 
 @lru_cache(maxsize=4096)
-def parse(text: str) -> Any:
-    """A sympy object, or None where there are words in the text or it is no expression."""
+def parse(text: str, cased: bool = False) -> Any:
+    """A sympy object, or None where there are words in the text, it is no expression or divides by
+    zero. `cased`: `R` and `r` are two letters, which math-verify takes for one."""
     if not text or _TEXT.search(text) or any(_unknown(word) for word in _WORD.findall(text)):
         return None
     try:
-        return latex2sympy(
-            normalize_latex(text, _NORMALIZATION),
+        expression = latex2sympy(
+            normalize_latex(_LETTER.sub(_own_letter, text), _NORMALIZATION),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=not cased),
         )
+        # Two such are equal whatever else stands in them.
+        is_undefined = isinstance(expression, sympy.Basic) and expression.has(sympy.zoo, sympy.nan)
     except Exception:  # a parser's own faults on text that is no mathematics: it cannot be read
         return None
+    return None if is_undefined else expression
+
+
+def _own_letter(match: re.Match[str]) -> str:
+    return r"\tilde{\gamma}" if match[1] else r"\tilde{\pi}"
+
+
+def _mixes_cases(text: str) -> bool:
+    """Is there a letter, Latin or Greek, in upper and in lower case?"""
+    names = set(re.findall(r"\\[A-Za-z]+|[A-Za-z]", text))
+    bare = {name.removeprefix("\\") for name in names if len(name) != 2 or name[0] != "\\"}
+    return any(name[0].isupper() and name[0].lower() + name[1:] in bare for name in bare)
 
 
 def _unknown(word: str) -> bool:
@@ -93,11 +136,14 @@ def _unknown(word: str) -> bool:
 
 def same_expression(gold: str, answer: str, options: Options) -> bool:
     """A name in front of a value ("x =") must have been taken off: an equation is no value."""
-    left = parse(gold)
-    right = parse(answer) if left is not None else None
+    cased = _mixes_cases(gold) or _mixes_cases(answer)
+    left = parse(gold, cased)
+    right = parse(answer, cased) if left is not None else None
     if left is None or right is None:
         return False
     if _EQUATION.search(answer) and not _EQUATION.search(gold):
+        return False
+    if not same_bases(gold, answer):
         return False
     decimal = _same_decimal(gold, answer, options)
     if decimal is not None:
@@ -113,6 +159,21 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
         strict=options.strict,
         timeout_seconds=None,
     )
+
+
+def same_bases(gold: str, answer: str) -> bool:
+    """Are numbers written to the same bases, `101_2` and `101_{(2)}`? math-verify reads the
+    digits alone. The base may be left out."""
+    left, right = (_BASE.findall(text) for text in (gold, answer))
+    if not left or not right:
+        return True
+    return len(left) == len(right) and all(map(_same_base, left, right))
+
+
+def _same_base(gold: str, answer: str) -> bool:
+    left, right = (plain(text.removeprefix("{").removesuffix("}")) for text in (gold, answer))
+    left, right = left.strip("() "), right.strip("() ")
+    return left == right or spelled_number(left, right, str.__eq__) is True
 
 
 def _same_decimal(gold: str, answer: str, options: Options) -> bool | None:
@@ -145,7 +206,7 @@ def agree(left: Any, right: Any) -> bool | None:
     """Whether two expressions have the same value wherever both are real, tried at a few points.
 
     False: at one point they differ. True: they agree to 20 digits at 6 points or more, and are
-    real at the same ones. None: it takes more to tell (decimals, sets, too few real points).
+    real at the same ones. None: it takes more to tell (decimals, steps, sets, too few real points).
     """
     if not (_can_sample(left) and _can_sample(right)):
         return None
@@ -155,25 +216,37 @@ def agree(left: Any, right: Any) -> bool | None:
     if len(symbols) > _MOST_SYMBOLS:
         return None
     met, apart = 0, False
-    for shift in range(len(_POINTS)):
-        point = {
-            symbol: _POINTS[(shift + 5 * i) % len(_POINTS)] for i, symbol in enumerate(symbols)
-        }
+    for point in _points(symbols, is_far=not (_is_tower(left) or _is_tower(right))):
         values = _at(left, point), _at(right, point)
         real = [number is not None and bool(number.is_real) for number in values]
         apart = apart or real[0] != real[1]
-        if not all(real):
+        if not all(real) or any(number != 0 and number._prec < _PRECISE_BITS for number in values):
             continue
         difference, scale = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
         if difference > _DIFFER * scale and difference > _AGREE:
             return False
-        if difference <= _AGREE * max(scale, 1):
+        if difference <= _AGREE * scale:
             met += 1
         else:
             apart = True
-    if apart or left.has(sympy.Float) or right.has(sympy.Float):
-        return None
-    return True if met >= _POINTS_NEEDED else None
+    uncertain = apart or any(side.has(sympy.Float, *_STEPS) for side in (left, right))
+    return True if met >= _POINTS_NEEDED and not uncertain else None
+
+
+def _points(symbols: list[Any], is_far: bool) -> Iterator[dict[Any, Any]]:
+    numbers = (*_NEAR, *_FAR) if is_far else _NEAR
+    for shift in range(len(numbers)):
+        yield {
+            symbol: sympy.Rational(numbers[(shift + 5 * i) % len(numbers)], _DENOMINATOR)
+            for i, symbol in enumerate(symbols)
+        }
+
+
+def _is_tower(expression: Any) -> bool:
+    """Does a variable stand in an exponent's exponent? At 10,000 that has too many digits."""
+    powers = expression.atoms(sympy.Pow, sympy.exp)
+    inner = (part for power in powers for part in power.exp.atoms(sympy.Pow, sympy.exp))
+    return any(part.exp.free_symbols for part in inner)
 
 
 def _agree_constants(left: Any, right: Any) -> bool | None:

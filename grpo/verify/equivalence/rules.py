@@ -53,7 +53,8 @@ def decimal_comma(gold: str, answer: str, same: Same) -> bool | None:
 
 def chain(gold: str, answer: str, same: Same) -> bool | None:
     """`x = 5 + 5 = 10`: each member of the answer must be right, so that `5 = 24` is nothing. Of a
-    gold's (`0.56 = 56%`) any will do. What follows `\\approx` must be what it rounds."""
+    gold's (`0.56 = 56%`) any will do. What follows `\\approx` must be what it rounds, to the digit
+    where only that is right, else within its last one."""
     golds = cut(gold, _EQUALS)
     if len(golds) > 1 and all(read_number(part) is not None for part in golds):
         return any(same(part, answer) for part in golds)
@@ -64,8 +65,17 @@ def chain(gold: str, answer: str, same: Same) -> bool | None:
     members = cut(exact, _EQUALS)
     target = split_name(gold)[1]
     if all(same(target, member) for member in members):
-        return True
+        return not any(_is_far(members[-1], part) for part in approximate)
     return any(same(target, part) and _rounded(members[-1], part) for part in approximate)
+
+
+def _is_far(exact: str, approximate: str) -> bool:
+    """Is the second, where both can be read, no approximation of the first?"""
+    decimal, worth = read_number(approximate), value(exact)
+    if decimal is None or decimal.percent or worth is None:
+        return False
+    # An integer may be rounded to any place: 23,456 is about 23,000.
+    return abs(worth - decimal.worth) > (decimal.step or max(Fraction(1), abs(worth) / 10))
 
 
 def _rounded(exact: str, approximate: str) -> bool:
