@@ -58,6 +58,11 @@ test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included
 differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own code
 	$(VENV)/bin/pytest tests/differential $(ARGS)
 
+.PHONY: bench
+bench: $(STAMP) $(THEIRS) ## every benchmark beside its rival, a table in .bench/ (25 minutes)
+	PYTHONPATH=.:.differential PATH="$(dir $(abspath $(UV))):$$PATH" \
+		$(VENV)/bin/python benchmarks/run_all.py $(ARGS)
+
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
@@ -65,4 +70,4 @@ $(THEIRS): tests/differential/requirements.txt $(STAMP)
 
 .PHONY: clean
 clean: ## remove environments and caches; runs/ stays
-	rm -rf $(VENV) .venv-uv .differential .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-uv .differential .bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

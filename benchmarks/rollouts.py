@@ -1,23 +1,24 @@
 """How close `grpo train` comes to vLLM alone: sampled tokens per second, in one run, in turns.
 
-    .venv/bin/python benchmarks/rollouts.py MODEL_FOLDER
+    .venv/bin/python benchmarks/rollouts.py [--model FOLDER] [--json FILE]
 
-Both sides serve the same weights with the same engine arguments, prompts, seeds and lengths. The
-bare side is `AsyncLLM.generate` on one event loop with nothing around it; ours is the trainer's own
-path: Ray, RolloutPool, groups as records with logprobs, detokenised.
+Both sides serve the same weights, the demo's unless told otherwise, with the same engine arguments,
+prompts, seeds and lengths. The bare side is `AsyncLLM.generate` on one event loop with nothing
+around it; ours is the trainer's own path: Ray, RolloutPool, groups as records with logprobs,
+detokenised.
 """
 
+import argparse
 import asyncio
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import ray
+from common import Row, Spread, command, demo_model, parser, report
 
 from grpo.cluster import Cluster
 from grpo.data import PromptStream, load_rows
@@ -26,9 +27,10 @@ from grpo.loading import load_data
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
+from grpo.sync.transport import BACKENDS
 from grpo.types import Prompt
 
-PROMPTS, SIBLINGS, MAX_TOKENS, ROUNDS = 16, 16, 96, 6
+PROMPTS, SIBLINGS, MAX_TOKENS, ROUNDS = 16, 16, 96, 8
 
 
 class Bare:
@@ -71,9 +73,21 @@ class Bare:
         return sum(lengths), time.monotonic() - started
 
 
-def main(model: str) -> None:
+def ours(pool: RolloutPool, prompts: list[Prompt], step: int) -> tuple[int, float]:
+    started = time.monotonic()
+    groups = list(
+        pool.sample(
+            prompts, SIBLINGS, Sampling(MAX_TOKENS), lambda p: group_seed(0, step, p.serial)
+        )
+    )
+    seconds = time.monotonic() - started
+    return sum(len(r.token_ids) for g in groups for r in g.responses), seconds
+
+
+def main(arguments: argparse.Namespace) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
-    spec = EngineSpec(model, "float32", 0, None, 1, "grpo_gloo", {})
+    model = str(arguments.model.resolve() if arguments.model else demo_model())
+    spec = EngineSpec(model, "float32", 0, None, 1, BACKENDS["gloo"], {})
     data = load_data("data/arithmetic.yaml")
     stream = PromptStream(load_rows(data), data, load_tokenizer(model), seed=0, longest_prompt=256)
     rounds = [stream.take(PROMPTS) for _ in range(ROUNDS + 1)]
@@ -84,35 +98,32 @@ def main(model: str) -> None:
         options = {"runtime_env": {"env_vars": engine_environment()}, "num_cpus": 0}
         bare = ray.remote(Bare).options(**options).remote(spec)
         ray.get(bare.start.remote())
+        sides = {
+            "grpo": lambda prompts, step: ours(pool, prompts, step),
+            "vllm": lambda prompts, step: ray.get(bare.round.remote(prompts, step)),
+        }
         for step, prompts in enumerate(rounds):
-            tokens, seconds = ray.get(bare.round.remote(prompts, step))
-            started = time.monotonic()
-            groups = list(
-                pool.sample(
-                    prompts,
-                    SIBLINGS,
-                    Sampling(MAX_TOKENS),
-                    lambda p, step=step: group_seed(0, step, p.serial),
-                )
-            )
-            ours_s = time.monotonic() - started
-            ours = sum(len(r.token_ids) for g in groups for r in g.responses)
-            assert ours == tokens, f"both sides sample the same answers: {ours} and {tokens} tokens"
+            order = list(sides) if step % 2 == 0 else list(sides)[::-1]
+            found = {name: sides[name](prompts, step) for name in order}
+            tokens = {name: count for name, (count, _) in found.items()}
+            assert len(set(tokens.values())) == 1, f"both sides sample the same answers: {tokens}"
             if step:  # the first round of a fresh engine is slow on either side
-                rates["vllm"].append(tokens / seconds)
-                rates["grpo"].append(ours / ours_s)
-    ratios = [a / b for a, b in zip(rates["grpo"], rates["vllm"], strict=True)]
-    print(
-        json.dumps(
-            {
-                "grpo_tokens_per_s": round(statistics.median(rates["grpo"])),
-                "vllm_tokens_per_s": round(statistics.median(rates["vllm"])),
-                "ratio_median": round(statistics.median(ratios), 3),
-                "ratios": [round(r, 3) for r in ratios],
-            }
-        )
+                for name, (count, seconds) in found.items():
+                    rates[name].append(count / seconds)
+    ratio = Spread.of([a / b for a, b in zip(rates["grpo"], rates["vllm"], strict=True)])
+    medians = {name: round(statistics.median(values)) for name, values in rates.items()}
+    row = Row(
+        "rollouts in the trainer over AsyncLLM.generate, tokens/s",
+        f"{medians['grpo']:,}",
+        f"{medians['vllm']:,}",
+        ratio,
+        ">= 0.95",
     )
+    results = {"tokens_per_s": medians, "rates": rates, "ratio": ratio.median}
+    report("rollouts", command(), results, [row], arguments.json)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    options = parser(__doc__)
+    options.add_argument("--model", type=Path, help="a model folder")
+    main(options.parse_args())

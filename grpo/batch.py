@@ -1,7 +1,6 @@
-"""The only place that packs, masks and attaches weights.
+"""The only place that masks and attaches weights; `grpo.packing` packs what comes out of it.
 
-N = responses of one optimizer step, n of them in a micro-batch, S packed tokens, T response
-tokens among them.
+N = responses of one optimizer step, S their tokens end to end, T the response tokens among them.
 """
 
 import itertools
@@ -14,12 +13,9 @@ from torch import Tensor
 
 from grpo.algo.advantage import StepRewards
 from grpo.algo.aggregate import token_mean
+from grpo.packing import cut as cut
 from grpo.registry import call
-from grpo.types import Batch, MicroBatch, ScoredGroup
-
-# Attention costs as much as the rest of a layer at about 12 hidden sizes; 16384 tokens suits
-# models of one to three thousand. Only the balance between ranks hangs on it.
-QUADRATIC_LENGTH = 16384
+from grpo.types import Batch, ScoredGroup
 
 
 def with_advantages(
@@ -125,121 +121,4 @@ def make_batch(
         weights_N=weights(aggregate),
         regular_weights_N=weights(regularize),
         sampler_logprobs_T=torch.from_numpy(np.concatenate(sampler_logprobs)),
-    )
-
-
-def cut(batch: Batch, num_ranks: int, token_budget: int) -> list[list[MicroBatch]]:
-    """One list of micro-batches per rank, all of one length, each sequence in exactly one of them.
-
-    None holds more than `token_budget` packed tokens unless it is a single longer sequence.
-    Ranks get about the same work; a rank's longest sequences come first, so that memory runs out
-    at once or never, and so that ranks in step are at similar lengths. ZeRO-3 is collective in
-    every forward and backward: a rank short of sequences gets fillers of weight 0.
-    """
-    assert num_ranks >= 1 and token_budget >= 1, f"{num_ranks} ranks, {token_budget} tokens"
-    lengths: list[int] = (batch.prompt_lengths_N + batch.response_lengths_N).tolist()
-    ranks = [_pack(rows, lengths, token_budget) for rows in _spread(lengths, num_ranks)]
-    count = max(len(packs) for packs in ranks)
-    micro_batches: list[list[MicroBatch]] = []
-    for packs in ranks:
-        packs = _split_to(packs, lengths, count)
-        fillers = [_filler() for _ in range(count - len(packs))]
-        micro_batches.append([_micro_batch(batch, rows) for rows in packs] + fillers)
-    return micro_batches
-
-
-def _spread(lengths: list[int], num_ranks: int) -> list[list[int]]:
-    """Rows for each rank, longest first: the next longest always goes to the least loaded rank."""
-    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [0.0] * num_ranks
-    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
-        rank = loads.index(min(loads))
-        ranks[rank].append(row)
-        loads[rank] += lengths[row] * (1 + lengths[row] / QUADRATIC_LENGTH)
-    return ranks
-
-
-def _pack(rows: list[int], lengths: list[int], token_budget: int) -> list[list[int]]:
-    """Neighbours together for as long as they fit; a sequence over the budget stays alone."""
-    packs: list[list[int]] = []
-    room = 0
-    for row in rows:
-        if not packs or lengths[row] > room:
-            packs.append([])
-            room = token_budget
-        packs[-1].append(row)
-        room -= lengths[row]
-    return packs
-
-
-def _split_to(packs: list[list[int]], lengths: list[int], count: int) -> list[list[int]]:
-    """Halves the pack of most tokens until there are `count`, or until all are single sequences."""
-    packs = list(packs)
-    while len(packs) < count:
-        sizes = [sum(lengths[row] for row in rows) if len(rows) > 1 else 0 for rows in packs]
-        if not any(sizes):
-            break
-        largest = sizes.index(max(sizes))
-        rows = packs[largest]
-        middle = len(rows) // 2
-        packs[largest : largest + 1] = [rows[:middle], rows[middle:]]
-    return packs
-
-
-def _starts(lengths_N: np.ndarray) -> np.ndarray:
-    """[N] where each of these lengths starts when they are laid end to end."""
-    return np.cumsum(lengths_N) - lengths_N
-
-
-def _ranges(starts_N: np.ndarray, lengths_N: np.ndarray) -> np.ndarray:
-    """start, start + 1, ... of each length, one after the other."""
-    shifts_T = np.repeat(starts_N - _starts(lengths_N), lengths_N)
-    return shifts_T + np.arange(len(shifts_T))
-
-
-def _micro_batch(batch: Batch, rows: list[int]) -> MicroBatch:
-    """These rows of the batch, packed in the order given.
-
-    In numpy: torch starts a thread pool for each of these small copies, which on a busy machine
-    takes many times as long as the copies.
-    """
-    batch_prompts_N = batch.prompt_lengths_N.numpy()
-    batch_responses_N = batch.response_lengths_N.numpy()
-    batch_starts_N = _starts(batch_prompts_N + batch_responses_N)[rows]
-    logprob_starts_N = _starts(batch_responses_N)[rows]
-    prompts_N, responses_N = batch_prompts_N[rows], batch_responses_N[rows]
-    lengths_N = prompts_N + responses_N
-    starts_N = _starts(lengths_N)
-    input_ids_S = batch.token_ids_S.numpy()[_ranges(batch_starts_N, lengths_N)]
-    predict_T = _ranges(starts_N + prompts_N - 1, responses_N)
-    logprobs_T = batch.sampler_logprobs_T.numpy()[_ranges(logprob_starts_N, responses_N)]
-    return MicroBatch(
-        input_ids_S=torch.from_numpy(input_ids_S),
-        position_ids_S=torch.from_numpy(_ranges(np.zeros_like(lengths_N), lengths_N)),
-        cu_seqlens=torch.tensor([*starts_N, lengths_N.sum()], dtype=torch.int32),
-        predict_T=torch.from_numpy(predict_T),
-        targets_T=torch.from_numpy(input_ids_S[predict_T + 1]),
-        row_T=torch.from_numpy(np.repeat(np.arange(len(rows)), responses_N)),
-        advantages_N=batch.advantages_N[rows].float(),
-        weights_N=batch.weights_N[rows].float(),
-        regular_weights_N=batch.regular_weights_N[rows].float(),
-        sampler_logprobs_T=torch.from_numpy(logprobs_T),
-        rows_N=torch.tensor(rows),
-    )
-
-
-def _filler() -> MicroBatch:
-    """One prompt and one response token of weight 0: a forward and a backward that add nothing."""
-    return MicroBatch(
-        input_ids_S=torch.tensor([0, 0]),
-        position_ids_S=torch.tensor([0, 1]),
-        cu_seqlens=torch.tensor([0, 2], dtype=torch.int32),
-        predict_T=torch.tensor([0]),
-        targets_T=torch.tensor([0]),
-        row_T=torch.tensor([0]),
-        advantages_N=torch.zeros(1),
-        weights_N=torch.zeros(1),
-        regular_weights_N=torch.zeros(1),
-        sampler_logprobs_T=torch.zeros(1),
-        rows_N=torch.tensor([-1]),
     )

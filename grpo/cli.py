@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from grpo.cli_data import data_app
+from grpo.cli_plan import plan
 from grpo.cli_verify import verify
 from grpo.errors import UserError
 from grpo.exit_codes import exit_codes
@@ -31,6 +32,7 @@ Overrides = Annotated[
 
 app.add_typer(data_app, name="data")
 app.command()(verify)
+app.command()(plan)
 RESUMES = "the same command goes on from where it was"
 
 

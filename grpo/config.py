@@ -50,11 +50,23 @@ class ModelConfig(Section):
     build: BuildConfig | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_checkpointing: bool = True
+    checkpoint_every: int = Field(
+        default=1, ge=1, description="with gradient_checkpointing: of every n-th layer"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "ModelConfig":
         if self.path is None and self.build is None:
             raise ValueError("needs an origin: path, or build for a small new model")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_not_recomputed_has_no_rhythm(self) -> "ModelConfig":
+        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}, but gradient_checkpointing is "
+                "false: set it true, or leave checkpoint_every out"
+            )
         return self
 
 
@@ -167,6 +179,11 @@ class LearnerConfig(Section):
     micro_batch_tokens: int = Field(
         default=16384, ge=1, description="packed tokens per forward pass"
     )
+    shared_prefix: bool = Field(
+        default=False,
+        description="siblings in one micro-batch share one copy of their prompt: the same step, "
+        "sooner where prompts are long",
+    )
     offload_optimizer: bool = False
     timeout_s: float = Field(default=3600, gt=0, description="longest wait for a learner call")
 
@@ -177,13 +194,12 @@ class ScheduleConfig(Section):
         default=1, ge=1, description="optimizer steps that share one pass over a batch"
     )
     passes: int = Field(default=1, ge=1, description="passes over each batch")
-    max_staleness: int = Field(default=0, ge=0, description="0: exactly on-policy")
-
-    @model_validator(mode="after")
-    def _only_on_policy_yet(self) -> "ScheduleConfig":
-        if self.max_staleness != 0:
-            raise ValueError("max_staleness > 0 (overlapped sampling) is not built yet: use 0")
-        return self
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="steps that sampling may run ahead of the learner; a step learns from no token "
+        "that weights older by more than this many updates have sampled. 0: exactly on-policy",
+    )
 
 
 class CanaryConfig(Section):
@@ -194,7 +210,7 @@ class CanaryConfig(Section):
 
 
 class SyncConfig(Section):
-    transport: Literal["auto", "gloo", "nccl", "ipc"] = "auto"
+    transport: Literal["auto", "shm", "gloo", "nccl", "ipc"] = "auto"
     bucket_mib: int = Field(default=256, ge=1)
     timeout_s: float = Field(default=300, gt=0, description="for one whole update")
     canary: CanaryConfig = CanaryConfig()
@@ -334,6 +350,16 @@ class Recipe(Section):
             raise ValueError(
                 f"schedule.minibatches is {self.schedule.minibatches} but rollout.prompts is only "
                 f"{self.rollout.prompts}: a mini-batch holds whole groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_gpus_take_turns(self) -> "Recipe":
+        if self.placement == "colocated" and self.schedule.max_staleness > 0:
+            raise ValueError(
+                f"schedule.max_staleness is {self.schedule.max_staleness}, but with placement "
+                "colocated the engines sleep while the learner works: set max_staleness 0, or "
+                "placement disaggregated"
             )
         return self
 

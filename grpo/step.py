@@ -62,7 +62,8 @@ class Updater:
         batches = self._batches(groups)
         ranks = len(self._learner.workers)
         budget = self._recipe.learner.micro_batch_tokens
-        self._learner.load([cut(batch, ranks, budget) for batch in batches])
+        shared = self._recipe.learner.shared_prefix
+        self._learner.load([cut(batch, ranks, budget, shared_prefix=shared) for batch in batches])
         passes = self._recipe.schedule.passes
         if passes * len(batches) > 1:
             # From the second step on the weights have moved: ratios are against these.

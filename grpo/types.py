@@ -127,9 +127,14 @@ class Batch:
 class MicroBatch:
     """What one rank puts through the model at once: n of the N sequences, packed without padding.
 
-    input_ids_S, position_ids_S: the packed row; positions restart at 0 with every sequence
-    cu_seqlens: [n + 1] int32, where each sequence starts in S
-    predict_T: index into S of the hidden state that predicts response token t
+    It lies in M segments: whole sequences, which begin at position 0; or a prompt and then the
+    responses of siblings that share it, each of which goes on at the prompt's length. A segment
+    that does not begin at 0 belongs to the last one before it that does.
+
+    input_ids_S, position_ids_S: the packed row
+    cu_seqlens: [M + 1] int32, where each segment starts in S, and S
+    predict_T: index into S of the hidden state that predicts response token t; the last one of a
+        shared prompt predicts the first token of every sibling
     targets_T: the response tokens themselves
     row_T: which of the n sequences token t belongs to
     advantages_N, weights_N, regular_weights_N: [n] float32; a filler, which only keeps ranks in

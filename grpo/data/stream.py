@@ -80,6 +80,7 @@ class PromptStream:
         self._longest_prompt = longest_prompt
         self._rendered: dict[int, tuple[int, ...]] = {}
         self._fingerprint = _fingerprint(self._rows)
+        self._places: dict[tuple[str, str, str], int] = {}  # filled when first asked
         self._returned: list[tuple[int, int]] = []  # (serial, row), next first
         self._serial = 0
         self._position = 0
@@ -91,16 +92,19 @@ class PromptStream:
 
     def put_back(self, prompts: Sequence[Prompt]) -> None:
         """These come next, in this order, with the serials that they had."""
-        # Ids may repeat in a file; with problem and answer a row is unique.
-        places = {(r.id, r.problem, r.answer): index for index, r in enumerate(self._rows)}
-        self._returned[:0] = [(p.serial, places[p.row_id, p.problem, p.answer]) for p in prompts]
+        self._returned[:0] = [self._place(prompt) for prompt in prompts]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, untaken: Sequence[Prompt] = ()) -> dict[str, Any]:
+        """The place from which `load_state_dict` goes on. The `untaken` prompts, which `take` has
+        dealt out, come next from there, in the order of their serials."""
+        returned = self._returned
+        if untaken:
+            returned = sorted([*returned, *(self._place(prompt) for prompt in untaken)])
         return {
             "epoch": self._epoch,
             "position": self._position,
             "serial": self._serial,
-            "returned": [list(item) for item in self._returned],
+            "returned": [list(item) for item in returned],
             "num_rows": len(self._rows),
             "fingerprint": self._fingerprint,
         }
@@ -117,6 +121,13 @@ class PromptStream:
         self._position = state["position"]
         self._serial = state["serial"]
         self._returned = [(serial, row) for serial, row in state["returned"]]
+
+    def _place(self, prompt: Prompt) -> tuple[int, int]:
+        """(serial, row) of a prompt that was dealt out."""
+        if not self._places:
+            # Ids may repeat in a file; with problem and answer a row is unique.
+            self._places = {(r.id, r.problem, r.answer): n for n, r in enumerate(self._rows)}
+        return prompt.serial, self._places[prompt.row_id, prompt.problem, prompt.answer]
 
     def _next(self) -> Prompt:
         if self._returned:

@@ -1,57 +1,199 @@
-"""Attention over packed sequences where no varlen kernel is installed.
+"""Attention over packed segments: what each costs is what its own length costs.
 
-transformers would build an [S, S] block mask and attend across all packed tokens. Here each
-sequence is laid into a row of its own for the attention alone, so the cost is that of the
-sequences; causal attention never looks at the padding to the right of them.
+A segment begins at position 0, or at p > 0 where it goes on after the last one that began at 0: an
+answer behind the prompt of p tokens that its siblings share. It attends to that prompt and to
+itself. transformers would build an [S, S] mask over the packed row and attend across all of it.
 """
 
+import importlib.util
+import inspect
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flash_attention import flash_attention_forward
+
+from grpo.errors import UserError
 
 PACKED = "grpo_packed"
+# What some models ask of attention and ours does not do.
+_NOT_DONE = ("softcap", "s_aux")
 
 
-def row_index(cu_seqlens: torch.Tensor) -> tuple[torch.Tensor, int, int]:
-    """Where each packed token goes when every sequence gets a row: (index_S, rows, columns)."""
-    lengths = cu_seqlens.diff().long()
-    rows, columns = len(lengths), int(lengths.max())
-    starts_S = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths)
-    row_S = torch.repeat_interleave(torch.arange(rows, device=lengths.device), lengths)
-    column_S = torch.arange(len(row_S), device=lengths.device) - starts_S
-    return row_S * columns + column_S, rows, columns
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """The M segments of a packed row of S tokens.
+
+    lengths: of each; contexts: the segment that it goes on after, -1 where there is none
+    cu_seqlens: [M + 1] int32, where each starts in S
+    cu_seqlens_k: the same for the keys that they attend to, laid end to end
+    key_index: which of the S tokens those keys are; None where they are the S tokens themselves
+    """
+
+    lengths: list[int]
+    contexts: list[int]
+    cu_seqlens: Tensor
+    cu_seqlens_k: Tensor
+    key_index: Tensor | None
+
+    @property
+    def longest(self) -> int:
+        """The most keys that a token attends to."""
+        before = [self.lengths[c] if c >= 0 else 0 for c in self.contexts]
+        return max(map(sum, zip(self.lengths, before, strict=True)))
+
+
+def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
+    """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`."""
+    starts: list[int] = cu_seqlens.tolist()
+    firsts: list[int] = position_ids_S[cu_seqlens[:-1].long()].tolist()
+    lengths = [end - start for start, end in itertools.pairwise(starts)]
+    contexts, last = [], -1
+    for number, position in enumerate(firsts):
+        last = number if position == 0 else last
+        contexts.append(last if position else -1)
+        assert position in (0, lengths[last]), f"segment {number} begins at position {position}"
+    if not any(firsts):
+        return Segments(lengths, contexts, cu_seqlens, cu_seqlens, None)
+    index: list[Tensor] = []
+    for number, context in enumerate(contexts):
+        for part in (context, number) if context >= 0 else (number,):
+            index.append(torch.arange(starts[part], starts[part + 1]))
+    counts = torch.tensor([0, *(n + p for n, p in zip(lengths, firsts, strict=True))])
+    cu_seqlens_k = counts.cumsum(0).to(cu_seqlens)
+    key_index = torch.cat(index).to(cu_seqlens.device)
+    return Segments(lengths, contexts, cu_seqlens, cu_seqlens_k, key_index)
+
+
+def arguments(implementation: str, where: Segments) -> dict[str, Any]:
+    """What the model's forward must be given besides the tokens."""
+    if implementation == PACKED:
+        return {"segments": where}
+    return {
+        "cu_seq_lens_q": where.cu_seqlens,
+        "cu_seq_lens_k": where.cu_seqlens_k,
+        "max_length_q": max(where.lengths),
+        "max_length_k": where.longest,
+        "key_index": where.key_index,
+    }
 
 
 def packed_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """query [1, heads, S, D], key and value [1, kv_heads, S, D] -> [1, S, heads, D]."""
-    index_S, rows, columns = kwargs["packed_rows"]
+    where: Segments = kwargs["segments"]
+    _check(kwargs, where)
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _torch_has_varlen():
+        return _varlen(query, key, value, where, kwargs["scaling"]), None
+    # One call for each: laying them into padded rows costs more, even where lengths are alike.
+    keys, values = key.split(where.lengths, 2), value.split(where.lengths, 2)
+    parts = []
+    for number, q in enumerate(query.split(where.lengths, 2)):
+        k, v, context = keys[number], values[number], where.contexts[number]
+        if context >= 0:
+            k, v = torch.cat([keys[context], k], 2), torch.cat([values[context], v], 2)
+        parts.append(_causal(q, k, v, kwargs["scaling"]).transpose(1, 2))
+    return torch.cat(parts, 1), None
 
-    def unpack(x: torch.Tensor) -> torch.Tensor:
-        x_SHD = x[0].transpose(0, 1)
-        padded = x.new_zeros(rows * columns, *x_SHD.shape[1:]).index_copy(0, index_S, x_SHD)
-        return padded.view(rows, columns, *x_SHD.shape[1:]).transpose(1, 2)
 
-    out = F.scaled_dot_product_attention(
-        unpack(query),
-        unpack(key),
-        unpack(value),
-        is_causal=True,
-        scale=kwargs["scaling"],
+def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """query [1, heads, L, D] are the last L of the tokens of key and value [1, kv_heads, P + L, D].
+
+    torch knows no causal mask aligned to the last token, so behind a prompt either the mask is
+    written out, or P queries that nobody reads go before the others: whichever computes less.
+    """
+    length, before = query.shape[2], key.shape[2] - query.shape[2]
+    shape = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
+    if before == 0:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **shape)
+    if length <= before:
+        mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(before)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **shape)
+    query = F.pad(query, (0, 0, before, 0))
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, **shape)
+    return out[:, :, before:]
+
+
+@cache
+def _torch_has_varlen() -> bool:
+    """Not before torch 2.10, and with other arguments at first."""
+    if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+        return False
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, where: Segments, scale: float) -> Tensor:
+    """torch's own flash attention, whose causal mask is aligned to the last token."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if where.key_index is not None:
+        key, value = key.index_select(2, where.key_index), value.index_select(2, where.key_index)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = varlen_attn(
+        q,
+        k,
+        v,
+        where.cu_seqlens,
+        where.cu_seqlens_k,
+        max(where.lengths),
+        where.longest,
+        scale=scale,
+        window_size=(-1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out.transpose(1, 2).reshape(rows * columns, *out.shape[1:2], -1)[index_S][None], None
+    assert isinstance(out, Tensor)
+    return out[None]
 
 
-def register() -> None:
-    """Makes `attn_implementation="grpo_packed"` known to transformers."""
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+def _check(kwargs: dict[str, Any], where: Segments) -> None:
+    asked = [name for name in _NOT_DONE if kwargs.get(name) is not None]
+    window = kwargs.get("sliding_window")
+    if window is not None and window < where.longest:
+        asked.append(f"sliding_window ({window})")
+    if asked:
+        raise UserError(
+            f"this model's attention has {' and '.join(asked)}, which only flash attention does "
+            "here: install flash-attn on a CUDA machine, or use a model without it"
+        )
+
+
+def with_contexts(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A flash attention of transformers, given the keys of a shared prompt for each answer."""
+
+    def attend(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        **kwargs: Any,
+    ) -> Any:
+        key_index = kwargs.pop("key_index", None)
+        if key_index is not None:
+            key, value = key.index_select(2, key_index), value.index_select(2, key_index)
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def register(implementation: str) -> None:
+    """Makes transformers attend as described above under this name."""
+    if implementation == PACKED:
+        AttentionInterface.register(PACKED, packed_attention)
+        AttentionMaskInterface.register(PACKED, lambda *args, **kwargs: None)
+    else:
+        AttentionInterface.register(implementation, with_contexts(flash_attention_forward))

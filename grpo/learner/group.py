@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.cluster import Worker, gather
+from grpo.learner.usage import usage_metrics
 from grpo.types import MicroBatch
 
 # Sums over tokens that become means; those of parts that are off are not there.
@@ -48,6 +49,7 @@ class LearnerGroup:
             "learn/loss": sum(rank["loss_sum"] for rank in ranks),
             "learn/grad_norm": ranks[0]["grad_norm"],
             "learn/lr": ranks[0]["lr"],
+            **usage_metrics(ranks),
         }
 
     def score(self, token_ids: list[int]) -> list[float]:

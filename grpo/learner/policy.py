@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.learner import attention
 from grpo.learner.head import LogprobHead
@@ -21,7 +22,7 @@ class Policy(nn.Module):
         self.model = model
         self.model.lm_head = LogprobHead.replacing(model.lm_head)
         self._temperature = temperature
-        self._packed = model.config._attn_implementation == attention.PACKED
+        self._attention = model.config._attn_implementation
 
     def forward(
         self,
@@ -32,51 +33,56 @@ class Policy(nn.Module):
         targets_T: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[T] logprobs and [T] entropies; see `grpo.types.MicroBatch` for the arguments."""
-        extra: dict[str, Any]
-        if self._packed:
-            extra = {"packed_rows": attention.row_index(cu_seqlens)}
-        else:
-            longest = int(cu_seqlens.diff().max())
-            extra = {
-                "cu_seq_lens_q": cu_seqlens,
-                "cu_seq_lens_k": cu_seqlens,
-                "max_length_q": longest,
-                "max_length_k": longest,
-            }
+        where = attention.segments(cu_seqlens, position_ids_S)
         hidden = self.model.model(
             input_ids=input_ids_S[None],
             position_ids=position_ids_S[None],
             use_cache=False,
-            **extra,
+            **attention.arguments(self._attention, where),
         ).last_hidden_state[0]
-        return self.model.lm_head(hidden[predict_T], targets_T, self._temperature)
+        return self.model.lm_head(hidden.index_select(0, predict_T), targets_T, self._temperature)
 
 
 def attention_implementation() -> str:
-    """The best varlen attention that is installed; our padded rows where there is none."""
+    """The best varlen attention that is installed; ours where there is none."""
     if torch.cuda.is_available():
         hopper = torch.cuda.get_device_capability()[0] == 9
         if hopper and importlib.util.find_spec("flash_attn_interface"):
             return "flash_attention_3"
         if importlib.util.find_spec("flash_attn"):
             return "flash_attention_2"
-    attention.register()
     return attention.PACKED
 
 
 def load_policy(
-    path: str, dtype: torch.dtype, temperature: float, gradient_checkpointing: bool
+    path: str,
+    dtype: torch.dtype,
+    temperature: float,
+    gradient_checkpointing: bool,
+    checkpoint_every: int = 1,
 ) -> Policy:
     """Loads the model and puts it into training shape. Inside a live `HfDeepSpeedConfig` the
     weights are partitioned while they load."""
+    implementation = attention_implementation()
+    attention.register(implementation)
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=attention_implementation()
+        path, dtype=dtype, attn_implementation=implementation
     )
     model.config.use_cache = False
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_layers(model, checkpoint_every)
     model.train()
     return Policy(model, temperature)
+
+
+def checkpoint_layers(model: Any, every: int) -> None:
+    """Layers 0, every, 2 every, ... are computed again in backward; the others keep what they
+    need, which costs memory and saves their second forward."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # Not by gradient_checkpointing_enable's own argument, which older transformers lack.
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number % every == 0
 
 
 def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:

@@ -16,8 +16,10 @@ from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import load_policy, to_device
 from grpo.learner.reference import Reference
 from grpo.learner.spec import LearnerSpec, learning_rate
+from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
 from grpo.sync.buckets import torch_dtype
+from grpo.sync.senders import make_sender
 from grpo.sync.source import ZeroSource
 from grpo.sync.transport import Meeting, Sender
 from grpo.types import MicroBatch
@@ -50,7 +52,11 @@ class LearnerRank:
         # Partitions the weights while from_pretrained loads them; must outlive the load.
         self._zero_init = HfDeepSpeedConfig(config)
         policy = load_policy(
-            spec.model, torch_dtype(spec.dtype), spec.temperature, spec.gradient_checkpointing
+            spec.model,
+            torch_dtype(spec.dtype),
+            spec.temperature,
+            spec.gradient_checkpointing,
+            spec.checkpoint_every,
         )
         engine, *_ = deepspeed.initialize(
             model=policy, optimizer=make_optimizer(policy, spec.config), config=config
@@ -58,6 +64,8 @@ class LearnerRank:
         self._engine: Any = engine
         self._source = ZeroSource(policy.model, spec.dtype, spec.bucket_bytes)
         self._objective = Objective(spec)
+        recomputed = spec.checkpoint_every if spec.gradient_checkpointing else 0
+        self._meter = Meter(policy.model.config, spec.dtype, self._device, recomputed)
         self._reference = Reference(spec, config) if spec.regularization.kl else None
         self._sender: Sender | None = None
         self._offloaded = False
@@ -95,6 +103,7 @@ class LearnerRank:
         # DeepSpeed averages gradients over ranks; the weights are over all ranks already.
         undo_averaging = self._world_size
         totals: dict[str, float] = {}
+        self._meter.start()
         for i, micro in enumerate(self._minibatches[index]):
             logprobs_T, entropy_T = self._forward(micro)
             old_T = self._old_logprobs[index][i] if self._old_logprobs else logprobs_T.detach()
@@ -105,8 +114,10 @@ class LearnerRank:
             self._engine.backward(loss * undo_averaging, scale_wrt_gas=False)
             for key, value in sums.items():
                 totals[key] = totals.get(key, 0.0) + value
+            self._meter.add(micro)
         self._engine.step()
-        return totals | {"grad_norm": float(self._engine.get_global_grad_norm() or 0.0), "lr": lr}
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        return totals | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()
 
     def _forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return self._engine(
@@ -135,22 +146,8 @@ class LearnerRank:
 
     def open_transport(self, meeting: Meeting, push: Callable[..., None]) -> None:
         """Meets the engines. `push` hands them a chunk, for the transport whose learner drives."""
-        self._sender = self._make_sender(meeting, push)
+        self._sender = make_sender(self._source, meeting, push)
         self._sender.open()
-
-    def _make_sender(self, meeting: Meeting, push: Callable[..., None]) -> Sender:
-        # Imported here: the GPU transports need vLLM, which takes a CPU learner 10 s to load.
-        if self._spec.transport == "gloo":
-            from grpo.sync.gloo import GlooSender
-
-            return GlooSender(self._source, meeting)
-        if self._spec.transport == "nccl":
-            from grpo.sync.nccl import NcclSender
-
-            return NcclSender(self._source, meeting)
-        from grpo.sync.ipc import IpcSender
-
-        return IpcSender(self._source, meeting, push)
 
     def update_info(self) -> dict[str, Any]:
         assert self._sender is not None, "open_transport comes first"

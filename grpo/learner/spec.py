@@ -8,7 +8,8 @@ from grpo.config import Choice, LearnerConfig, RegularizationConfig
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
-    """`optimizer_steps` of the whole run shape the schedule; `threads` is for CPU ranks."""
+    """`optimizer_steps` of the whole run shape the schedule; `threads` is for CPU ranks; gradient
+    checkpointing is of every `checkpoint_every`-th layer."""
 
     model: str
     dtype: str
@@ -23,6 +24,7 @@ class LearnerSpec:
     correction: Choice | None = None
     plugins: tuple[str, ...] = ()
     threads: int | None = None
+    checkpoint_every: int = 1
 
 
 def learning_rate(config: LearnerConfig, step: int, total: int) -> float:

@@ -65,6 +65,7 @@ class RolloutWorker:
         )
         self._running.add(name)
         final: CompletionOutput | None = None
+        version = self._version
         try:
             tokens: Any = {"prompt_token_ids": list(prompt.token_ids)}
             async for output in self._engine.generate(tokens, params, name):
@@ -72,9 +73,11 @@ class RolloutWorker:
         finally:
             self._running.discard(name)
         assert final is not None, f"vLLM ended request {name} without an output"
-        return self._response(final)
+        return self._response(final, version)
 
-    def _response(self, output: CompletionOutput) -> Response:
+    def _response(self, output: CompletionOutput, version: int) -> Response:
+        """`version`: the weights when it was asked for, where vLLM does not say whose tokens
+        they are."""
         token_ids = np.asarray(output.token_ids, dtype=np.int32)
         logprobs: Any = output.logprobs
         flat = np.asarray(logprobs.logprobs if logprobs else [], dtype=np.float32)
@@ -82,7 +85,7 @@ class RolloutWorker:
         spans = tuple(
             VersionSpan(int(span.version), span.start, span.end)
             for span in output.weight_versions or []
-        ) or (VersionSpan(self._version, 0, len(token_ids)),)
+        ) or (VersionSpan(version, 0, len(token_ids)),)
         reason = output.finish_reason
         return Response(
             token_ids=token_ids,

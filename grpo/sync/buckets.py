@@ -1,8 +1,9 @@
 """How a stream of parameters is cut into buckets; both ends of a transport cut alike."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 import torch
 
@@ -20,16 +21,23 @@ class WeightMeta:
         return prod(self.shape) * torch_dtype(self.dtype).itemsize
 
 
+Bucket = list[WeightMeta]
+
+
 def torch_dtype(name: str) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
 
 
-def plan_buckets(metas: Sequence[WeightMeta], limit_bytes: int) -> list[list[WeightMeta]]:
+def total_bytes(metas: Sequence[WeightMeta]) -> int:
+    return sum(meta.num_bytes for meta in metas)
+
+
+def plan_buckets(metas: Sequence[WeightMeta], limit_bytes: int) -> list[Bucket]:
     """Consecutive parameters whose bytes stay within the limit; one larger than it stands alone.
 
     Sender and receiver both call this on the same list, so they cut the stream alike.
     """
-    buckets: list[list[WeightMeta]] = []
+    buckets: list[Bucket] = []
     filled = limit_bytes
     for meta in metas:
         if filled + meta.num_bytes > limit_bytes:
@@ -40,15 +48,53 @@ def plan_buckets(metas: Sequence[WeightMeta], limit_bytes: int) -> list[list[Wei
     return buckets
 
 
-def flatten(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One contiguous row of bytes."""
-    return torch.cat([t.contiguous().view(-1).view(torch.uint8) for t in tensors])
+def largest_bytes(buckets: Sequence[Bucket]) -> int:
+    """What a buffer must hold to take each of them in turn."""
+    return max(total_bytes(bucket) for bucket in buckets)
+
+
+def packed_order(metas: Sequence[WeightMeta], limit_bytes: int) -> list[WeightMeta]:
+    """Parameters above the limit first, the others in their order after them.
+
+    vLLM closes a packed chunk behind the parameter that takes it over the limit. In this order a
+    large one is a chunk of its own, and no chunk holds more than the largest parameter or twice
+    the limit, whichever is more.
+    """
+    return sorted(metas, key=lambda meta: meta.num_bytes <= limit_bytes)
+
+
+def plan_packed(metas: Sequence[WeightMeta], limit_bytes: int) -> list[Bucket]:
+    """The chunks that vLLM's packed NCCL receiver forms of this list: each ends with the parameter
+    that takes it over the limit."""
+    chunks: list[Bucket] = []
+    filled = limit_bytes + 1
+    for meta in metas:
+        if filled > limit_bytes:
+            chunks.append([])
+            filled = 0
+        chunks[-1].append(meta)
+        filled += meta.num_bytes
+    return chunks
 
 
 def unflatten(flat: torch.Tensor, metas: Sequence[WeightMeta]) -> list[tuple[str, torch.Tensor]]:
-    """The named tensors of a bucket, as views of its bytes."""
+    """The named tensors of a bucket, as views of its bytes (uint8, back to back)."""
     pieces = flat.split([meta.num_bytes for meta in metas])
     return [
         (meta.name, piece.view(torch_dtype(meta.dtype)).view(meta.shape))
         for meta, piece in zip(metas, pieces, strict=True)
     ]
+
+
+def shard_range(rank: int, world_size: int, numel: int) -> tuple[int, int]:
+    """The elements [start, end) of a flat parameter that a ZeRO-3 rank holds.
+
+    DeepSpeed cuts it into equal shards and fills up the last ones; that padding is left out.
+    """
+    share = -(-numel // world_size)
+    return min(rank * share, numel), min((rank + 1) * share, numel)
+
+
+def wire_metas(metas: Sequence[WeightMeta]) -> list[dict[str, Any]]:
+    """The metas as plain dictionaries, to travel through vLLM's RPC."""
+    return [asdict(meta) for meta in metas]

@@ -1,4 +1,4 @@
-"""A gloo group of its own between the learner's rank 0 and every vLLM worker.
+"""A gloo group of its own between ranks of the learner and every vLLM worker.
 
 It stands beside the default process groups of both sides and touches neither.
 """
@@ -17,10 +17,15 @@ class TransferError(RunError):
     """One side of a weight update failed; the message is that side's own."""
 
 
-class GlooChannel:
-    """Broadcasts from rank 0, with an agreement after each so that no side is left waiting.
+def in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
-    `timeout_s` bounds every single wait: a peer that dies or hangs raises within it.
+
+class GlooChannel:
+    """Broadcasts from rank 0, and agreements by which no side is left waiting.
+
+    `timeout_s` bounds every single wait: a peer that dies or hangs raises within it. Every rank
+    starts the same operations in the same order.
     """
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
@@ -32,12 +37,15 @@ class GlooChannel:
         self._rank = rank
         self._round = 0
 
-    def broadcast(self, tensor: torch.Tensor) -> None:
-        """Fills `tensor` on every rank with rank 0's."""
+    def start_broadcast(self, tensor: torch.Tensor) -> Any:
+        """Begins to fill `tensor` on every rank with rank 0's; `wait()` on what it returns ends it.
+
+        Until then nobody may write to `tensor`, or let go of it.
+        """
         options: Any = c10d.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
-        self._group.broadcast([tensor], options).wait()
+        return self._group.broadcast([tensor], options)
 
     def agree(self, failure: str | None) -> None:
         """Every rank says whether it failed; if one did, all raise TransferError in its words."""
@@ -52,3 +60,10 @@ class GlooChannel:
             failed = int(flag.item()) - 1
             words = self._store.get(f"failure-{self._round}-{failed}").decode()
             raise TransferError(f"transfer rank {failed}: {words}")
+
+    def publish(self, key: str, value: str) -> None:
+        self._store.set(key, value)
+
+    def read(self, key: str) -> str:
+        """What a rank has published; waits for it."""
+        return self._store.get(key).decode()

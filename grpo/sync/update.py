@@ -1,14 +1,16 @@
 """A whole weight update as the driver sees it: both sides in step, one deadline, then a check."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from grpo.cluster import Cluster, free_port, gather
 from grpo.config import SyncConfig
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
 from grpo.rollout.pool import RolloutPool
-from grpo.sync.transport import Meeting
+from grpo.sync.transport import Meeting, learner_members
 
 # How far two correct implementations of one forward pass may lie apart, in nats.
 CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
@@ -16,8 +18,11 @@ CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
+    """`parts` of the seconds: pause, start, transfer (loading included), finish, resume."""
+
     seconds: float
     num_bytes: int
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 class WeightSync:
@@ -47,19 +52,19 @@ class WeightSync:
 
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
         """Lets both sides meet. Their processes must be up."""
+        first = learner_members(self._transport, len(self._learner.workers))
         meeting = Meeting(
+            transport=self._transport,
             address=cluster.address,
             port=free_port(),
             rank=0,
-            world_size=1 + tensor_parallel * len(self._rollouts.workers),
+            world_size=first + tensor_parallel * len(self._rollouts.workers),
             bucket_bytes=self._config.bucket_mib << 20,
             timeout_s=self._config.timeout_s,
         )
         push = cluster.push_to(self._rollouts.workers, self._config.timeout_s)
         engines = [
-            worker.call(
-                "init_transfer", meeting.engine_info(self._transport, 1 + i * tensor_parallel)
-            )
+            worker.call("init_transfer", meeting.engine_info(first + i * tensor_parallel))
             for i, worker in enumerate(self._rollouts.workers)
         ]
         ranks = [
@@ -81,23 +86,29 @@ class WeightSync:
         """Replaces the weights of every engine. Raises RunError within the deadline where either
         side fails; the engines are unusable after that."""
         started = time.monotonic()
-        if self._asleep:  # weights first, the cache only once they are in: both do not fit before
-            self._learner.everywhere("offload")
-            self._rollouts.everywhere("wake", "weights")
-        else:
-            self._rollouts.everywhere("pause")
-        self._rollouts.everywhere("start_update")
-        calls = [worker.call("send") for worker in self._learner.workers]
-        if self._transport != "ipc":  # there the learner hands each chunk over itself
-            calls += [w.call("receive", self._update_info) for w in self._rollouts.workers]
-        gather(calls, self._config.timeout_s)
-        self._rollouts.everywhere("finish_update", version)
-        if self._asleep:
-            self._rollouts.everywhere("wake", "kv_cache")
-            self._asleep = False
-        self._rollouts.everywhere("resume")
+        parts: dict[str, float] = {}
+        with _timed(parts, "pause"):
+            if self._asleep:  # weights first, the cache only once they are in: both do not fit yet
+                self._learner.everywhere("offload")
+                self._rollouts.everywhere("wake", "weights")
+            else:
+                self._rollouts.everywhere("pause")
+        with _timed(parts, "start"):
+            self._rollouts.everywhere("start_update")
+        with _timed(parts, "transfer"):
+            calls = [worker.call("send") for worker in self._learner.workers]
+            if self._transport != "ipc":  # there the learner hands each chunk over itself
+                calls += [w.call("receive", self._update_info) for w in self._rollouts.workers]
+            gather(calls, self._config.timeout_s)
+        with _timed(parts, "finish"):
+            self._rollouts.everywhere("finish_update", version)
+        with _timed(parts, "resume"):
+            if self._asleep:
+                self._rollouts.everywhere("wake", "kv_cache")
+                self._asleep = False
+            self._rollouts.everywhere("resume")
         self._num_updates += 1
-        return UpdateStats(time.monotonic() - started, self._num_bytes)
+        return UpdateStats(time.monotonic() - started, self._num_bytes, parts)
 
     def canary_due(self) -> bool:
         every = self._config.canary.every
@@ -123,3 +134,10 @@ class WeightSync:
                 "another sync.transport, or raise sync.canary.tolerance for a low-precision engine"
             )
         return worst
+
+
+@contextmanager
+def _timed(parts: dict[str, float], name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    parts[name] = time.monotonic() - started

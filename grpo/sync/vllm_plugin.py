@@ -2,14 +2,15 @@
 
 from contextlib import suppress
 
-BACKEND = "grpo_gloo"
+from grpo.sync.transport import BACKENDS
 
 
 def register() -> None:
-    """Makes the gloo transport known to vLLM's weight-transfer factory. Safe to call twice."""
+    """Makes our transports known to vLLM's weight-transfer factory. Safe to call twice."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-    with suppress(ValueError):  # registered already
-        WeightTransferEngineFactory.register_engine(
-            BACKEND, "grpo.sync.vllm_gloo", "GlooWeightTransferEngine"
-        )
+    for transport in ("gloo", "shm"):
+        with suppress(ValueError):  # registered already
+            WeightTransferEngineFactory.register_engine(
+                BACKENDS[transport], "grpo.sync.vllm_host", "HostWeightTransferEngine"
+            )

@@ -10,10 +10,12 @@ import torch
 from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.batch import cut, make_batch, with_advantages
 from grpo.cluster import Cluster, gather
+from grpo.config import SyncConfig
 from grpo.errors import RunError
 from grpo.rollout.sampling import Sampling, group_seed
+from grpo.sync.update import WeightSync
 from grpo.types import Group, Prompt, ScoredGroup, Verdict
-from tests.e2e.conftest import Pair, start_pair
+from tests.e2e.conftest import CANARY, Pair, start_pair
 
 
 def sample(pair: Pair, step: int, prompts: int = 4, siblings: int = 4) -> list[Group]:
@@ -79,6 +81,33 @@ def test_sampler_and_learner_logprobs_agree_before_and_after_five_updates(pair: 
     assert max(moved) > 1e-2, "five updates at this rate move the policy"
 
 
+def over(transport: str, pair: Pair, cluster: Cluster) -> WeightSync:
+    """The pair's two sides, met once more by another transport."""
+    sync = WeightSync(pair.learner, pair.rollouts, SyncConfig(timeout_s=60), transport, CANARY)
+    sync.open(cluster, tensor_parallel=1)
+    return sync
+
+
+@pytest.mark.parametrize("transport", ["gloo", "shm"])
+def test_weights_arrive_whole_by_either_transport(pair: Pair, cluster: Cluster, transport: str):
+    """In buckets so small that most layers are spread over several of them."""
+    sync = over(transport, pair, cluster)
+    before = pair.learner.score(CANARY)
+    for version in (61, 62):
+        batch = make_batch(
+            scored(sample(pair, version)), AGGREGATORS.bind("token_mean", {}), max_tokens=24
+        )
+        pair.learner.load([cut(batch, len(pair.learner.workers), 256)])
+        pair.learner.step(0, version)
+        stats = sync.update(version)
+        assert sync.check_canary("float32") <= 1e-4
+        assert sum(stats.parts.values()) <= stats.seconds
+    assert worst_difference(pair, sample(pair, step=63)) <= 1e-4
+    moved = np.abs(np.array(before) - np.array(pair.learner.score(CANARY))).max()
+    assert moved > 1e-3, "else old weights would have passed for new ones"
+    pair.sync.open(cluster, tensor_parallel=1)
+
+
 def test_every_token_knows_the_version_that_sampled_it(pair: Pair):
     pair.sync.update(41)
     spans = {span for group in sample(pair, step=9) for r in group.responses for span in r.versions}
@@ -129,12 +158,15 @@ def doomed(cluster: Cluster, models: dict[str, Path]):
     started.stop()
 
 
-def test_a_worker_that_fails_in_mid_update_raises_in_the_driver_in_its_own_words(doomed: Pair):
+def test_a_worker_that_fails_in_mid_update_raises_in_the_driver_in_its_own_words(
+    doomed: Pair, cluster: Cluster
+):
     """The third parameter has a name that the model does not know."""
-    doomed.sync._update_info["metas"][2]["name"] = "model.layers.0.no_such_weight"
+    sync = over("shm", doomed, cluster)
+    sync._update_info["metas"][2]["name"] = "model.layers.0.no_such_weight"
     started = time.monotonic()
     with pytest.raises(RunError, match="no_such_weight"):
-        doomed.sync.update(1)
+        sync.update(1)
     assert time.monotonic() - started < 60, "within the deadline"
 
 

@@ -40,10 +40,18 @@ PARTS = [
 NAMES = sorted({name for _, name in PARTS})
 
 TOP_KEYS = (*REGISTRIES, "difficulty", "flat_groups", "overlong", "regularization")
-MODULES = ("metrics.py", "train.py", "learner/group.py", "step.py", "algo/shadow.py")
+MODULES = (
+    "metrics.py",
+    "goodput.py",
+    "train.py",
+    "learner/group.py",
+    "learner/usage.py",
+    "step.py",
+    "algo/shadow.py",
+)
 METRIC = re.compile(
     r"tokens_seen|(reward|length|truncated|no_answer|groups|verdict|throughput|time|sync|learn|mismatch"
-    r"|difficulty|shadow|eval)/[^/].*"
+    r"|difficulty|shadow|eval|goodput|staleness|memory)/[^/].*"
 )
 HOLE = "<>"  # what an f-string fills in while it runs
 

@@ -1,19 +1,32 @@
-"""The chunked head against log_softmax over whole logits in float64."""
+"""The tiled head against log_softmax over whole logits in float64."""
 
 import math
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo.learner import head
+from grpo.errors import UserError
 from grpo.learner.head import LogprobHead
+from grpo.learner.head_kernels import KERNELS, TILES, Tile
 
 few = settings(max_examples=50, deadline=None)
-TOKENS, VOCABULARY, HIDDEN = 7, 5, 3
+KINDS = ["logprobs", "entropy", "both"]
+# Of the 7 tokens by 5 entries of `case`: one logit at a time; 2 by 2 and 3 by 4, which divide
+# neither side; whole tokens; whole columns; everything at once; room for more.
+CUTS = [Tile(1, 1), Tile(4, 2), Tile(12, 4), Tile(11, 5), Tile(7, 1), Tile(35, 5), Tile(1000, 99)]
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tile], None]:
+    return lambda tile: monkeypatch.setitem(TILES, "cpu", tile)
 
 
 @dataclass(frozen=True)
@@ -24,6 +37,10 @@ class Measured:
     entropy_T: Tensor
     hidden_TH: Tensor
     weight_VH: Tensor
+
+    @property
+    def parts(self) -> list[Tensor]:
+        return [self.logprobs_T, self.entropy_T, self.hidden_TH, self.weight_VH]
 
 
 @dataclass(frozen=True)
@@ -46,11 +63,13 @@ class Case:
         gradients = torch.autograd.grad(loss, inputs)
         return Measured(logprobs_T.detach(), entropy_T.detach(), *gradients)
 
+    def scoring(self) -> LogprobHead:
+        linear = nn.Linear(1, 1, bias=False)
+        linear.weight = nn.Parameter(self.weight_VH)
+        return LogprobHead.replacing(linear)
+
     def by_head(self) -> Measured:
-        linear = nn.Linear(HIDDEN, VOCABULARY, bias=False)
-        linear.weight = nn.Parameter(self.weight_VH.clone())
-        scoring = LogprobHead.replacing(linear)
-        hidden_TH = self.hidden_TH.clone().requires_grad_()
+        scoring, hidden_TH = self.scoring(), self.hidden_TH.detach().requires_grad_()
         logprobs_T, entropy_T = scoring(hidden_TH, self.targets_T, self.temperature)
         return self.measured(logprobs_T, entropy_T, [hidden_TH, scoring.weight])
 
@@ -63,73 +82,106 @@ class Case:
         return self.measured(logprobs_T, entropy_T, [hidden_TH, weight_VH])
 
 
-def case(kind: str, temperature: float, seed: int = 0, dtype: torch.dtype = torch.float32) -> Case:
+def case(
+    kind: str,
+    temperature: float,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    shape: tuple[int, int, int] = (7, 5, 3),
+) -> Case:
+    """`shape` is tokens, vocabulary, hidden size."""
+    tokens, vocabulary, hidden = shape
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
 
     return Case(
-        hidden_TH=normal(TOKENS, HIDDEN).to(dtype),
-        weight_VH=normal(VOCABULARY, HIDDEN).to(dtype),
-        targets_T=torch.randint(0, VOCABULARY, (TOKENS,), generator=generator),
+        hidden_TH=normal(tokens, hidden).to(dtype),
+        weight_VH=normal(vocabulary, hidden).to(dtype),
+        targets_T=torch.randint(0, vocabulary, (tokens,), generator=generator),
         temperature=temperature,
-        by_logprob_T=normal(TOKENS) if kind in ("logprobs", "both") else None,
-        by_entropy_T=normal(TOKENS) if kind in ("entropy", "both") else None,
+        by_logprob_T=normal(tokens) if kind in ("logprobs", "both") else None,
+        by_entropy_T=normal(tokens) if kind in ("entropy", "both") else None,
     )
 
 
 def assert_agree(mine: Measured, exact: Measured, rtol: float = 1e-5, atol: float = 1e-5) -> None:
-    for left, right in (
-        (mine.logprobs_T, exact.logprobs_T),
-        (mine.entropy_T, exact.entropy_T),
-        (mine.hidden_TH, exact.hidden_TH),
-        (mine.weight_VH, exact.weight_VH),
-    ):
+    for left, right in zip(mine.parts, exact.parts, strict=True):
         torch.testing.assert_close(left.double(), right, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("kind", ["logprobs", "entropy", "both"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 1.7])
-@pytest.mark.parametrize("chunk_logits", [1, VOCABULARY, 2 * VOCABULARY + 1, 1 << 25])
+@pytest.mark.parametrize("tile", CUTS)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 def test_outputs_and_gradients_are_those_of_log_softmax(
-    kind: str, temperature: float, chunk_logits: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, temperature: float, tile: Tile, dtype: torch.dtype, bound: float, cut: Any
 ):
-    """In chunks of 1 (also where a chunk holds less than one token), 2 and all 7 tokens."""
-    monkeypatch.setattr(head, "CHUNK_LOGITS", chunk_logits)
-    drawn = case(kind, temperature)
-    assert_agree(drawn.by_head(), drawn.by_log_softmax())
+    cut(tile)
+    drawn = case(kind, temperature, dtype=dtype)
+    assert_agree(drawn.by_head(), drawn.by_log_softmax(), rtol=bound, atol=bound)
 
 
 @few
 @given(
     seed=st.integers(0, 1000),
-    temperature=st.floats(0.5, 3),
-    chunk_tokens=st.integers(1, TOKENS + 1),
-    kind=st.sampled_from(["logprobs", "entropy", "both"]),
+    shape=st.tuples(st.integers(0, 9), st.integers(1, 11), st.integers(1, 4)),
+    temperature=st.floats(0.3, 3),
+    tile=st.builds(Tile, st.integers(1, 120), st.integers(1, 12)),
+    kind=st.sampled_from(KINDS),
+    scale=st.sampled_from([1.0, 30.0]),
 )
-def test_any_cut_into_chunks_gives_the_same(
-    seed: int, temperature: float, chunk_tokens: int, kind: str
+def test_any_shape_in_any_cut_gives_the_same(
+    seed: int,
+    shape: tuple[int, int, int],
+    temperature: float,
+    tile: Tile,
+    kind: str,
+    scale: float,
 ):
-    drawn = case(kind, temperature, seed)
+    """No token, one token and a vocabulary of one among them."""
+    drawn = case(kind, temperature, seed, torch.float64, shape)
+    drawn = replace(drawn, weight_VH=drawn.weight_VH * scale)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(head, "CHUNK_LOGITS", chunk_tokens * VOCABULARY)
-        assert_agree(drawn.by_head(), drawn.by_log_softmax(), rtol=1e-4, atol=5e-5)
+        patched.setitem(TILES, "cpu", tile)
+        assert_agree(drawn.by_head(), drawn.by_log_softmax(), rtol=1e-10, atol=1e-10 * scale)
 
 
-@pytest.mark.parametrize("kind", ["logprobs", "entropy", "both"])
-def test_a_chunk_size_that_changes_before_backward_does_no_harm(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.mark.parametrize("tile", [Tile(4, 2), Tile(1000, 99)])
+def test_gradients_are_those_of_finite_differences(tile: Tile, cut: Any):
+    cut(tile)
+    drawn = case("both", 0.7, dtype=torch.float64)
+    inputs = (drawn.hidden_TH.requires_grad_(), drawn.weight_VH.requires_grad_())
+    kernel = KERNELS["tiled"]
+    assert torch.autograd.gradcheck(lambda h, w: kernel(h, w, drawn.targets_T, 0.7, True), inputs)
+
+
+def test_targets_at_the_edges_of_tiles_are_found_once(cut: Any):
+    """Tiles of columns 0-2, 3-5 and 6. Equal logits: every logprob is log(1/7), and the weight's
+    gradient of entry v is (targets at v) - 5/7."""
+    cut(Tile(6, 3))
+    scoring = LogprobHead.replacing(nn.Linear(1, 7, bias=False, dtype=torch.float64))
+    scoring.weight = nn.Parameter(torch.zeros(7, 1, dtype=torch.float64))
+    hidden_TH = torch.ones(5, 1, dtype=torch.float64)
+    logprobs_T, entropy_T = scoring(hidden_TH, torch.tensor([0, 2, 3, 5, 6]), 1.0)
+    logprobs_T.sum().backward()
+    assert logprobs_T.tolist() == pytest.approx([-math.log(7)] * 5)
+    assert entropy_T.tolist() == pytest.approx([math.log(7)] * 5)
+    assert scoring.weight.grad is not None
+    counts = [1, 0, 1, 1, 0, 1, 1]
+    assert scoring.weight.grad[:, 0].tolist() == pytest.approx([n - 5 / 7 for n in counts])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tile_size_that_changes_before_backward_does_no_harm(kind: str, cut: Any):
     drawn = case(kind, 0.8)
-    exact = drawn.by_log_softmax()
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * VOCABULARY)
-    scoring = LogprobHead.replacing(nn.Linear(HIDDEN, VOCABULARY, bias=False))
-    scoring.weight = nn.Parameter(drawn.weight_VH.clone())
-    hidden_TH = drawn.hidden_TH.clone().requires_grad_()
+    cut(Tile(4, 2))
+    scoring, hidden_TH = drawn.scoring(), drawn.hidden_TH.clone().requires_grad_()
     logprobs_T, entropy_T = scoring(hidden_TH, drawn.targets_T, drawn.temperature)
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 3 * VOCABULARY)
-    assert_agree(drawn.measured(logprobs_T, entropy_T, [hidden_TH, scoring.weight]), exact)
+    cut(Tile(9, 3))
+    mine = drawn.measured(logprobs_T, entropy_T, [hidden_TH, scoring.weight])
+    assert_agree(mine, drawn.by_log_softmax())
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -137,24 +189,24 @@ def test_one_token_by_hand(temperature: float):
     """p = (3/4, 1/4), token 1 chosen: log(1/4), and (-3/4, 3/4) / temperature in the logits."""
     scoring = LogprobHead.replacing(nn.Linear(1, 2, bias=False))
     scoring.weight = nn.Parameter(torch.tensor([[temperature * math.log(3)], [0.0]]))
-    logprobs_T, _ = scoring(torch.ones(1, 1), torch.tensor([1]), temperature)
+    logprobs_T, entropy_T = scoring(torch.ones(1, 1), torch.tensor([1]), temperature)
     logprobs_T.sum().backward()
     assert logprobs_T.tolist() == pytest.approx([math.log(0.25)], rel=1e-6)
+    entropy = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    assert entropy_T.tolist() == pytest.approx([entropy], rel=1e-6)
     assert scoring.weight.grad is not None
     expected = [-0.75 / temperature, 0.75 / temperature]
     assert scoring.weight.grad[:, 0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["logprobs", "entropy", "both"])
-def test_a_weight_tied_to_the_embedding_gets_both_gradients(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 2 * VOCABULARY)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_weight_tied_to_the_embedding_gets_both_gradients(kind: str, cut: Any):
+    cut(Tile(4, 2))
     drawn = case(kind, 0.9)
-    inputs_T = (drawn.targets_T + 1) % VOCABULARY
-    embedding = nn.Embedding(VOCABULARY, HIDDEN)
+    inputs_T = (drawn.targets_T + 1) % 5
+    embedding = nn.Embedding(5, 3)
     embedding.weight = nn.Parameter(drawn.weight_VH.clone())
-    scoring = LogprobHead.replacing(nn.Linear(HIDDEN, VOCABULARY, bias=False))
+    scoring = LogprobHead.replacing(nn.Linear(3, 5, bias=False))
     scoring.weight = embedding.weight
     logprobs_T, entropy_T = scoring(embedding(inputs_T), drawn.targets_T, drawn.temperature)
     mine = drawn.measured(logprobs_T, entropy_T, [embedding.weight, embedding.weight])
@@ -166,20 +218,26 @@ def test_a_weight_tied_to_the_embedding_gets_both_gradients(
     assert_agree(mine, drawn.measured(logprobs_T, entropy_T, [weight_VH, weight_VH]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_are_float32_and_gradients_of_the_inputs_dtype(dtype: torch.dtype):
-    drawn = case("both", 1.0, dtype=dtype)
-    mine = drawn.by_head()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_rounds_nothing_but_the_gradients(kind: str, dtype: torch.dtype, cut: Any):
+    """Logprobs and entropies are those of the given numbers to float32's 1e-5, where logits rounded
+    to bfloat16 would be 0.02 off; each gradient is the exact one to one rounding, 2^-8."""
+    cut(Tile(12, 4))
+    drawn = case(kind, 0.6, dtype=dtype, shape=(7, 9, 32))
+    mine, exact = drawn.by_head(), drawn.by_log_softmax()
     assert mine.logprobs_T.dtype == mine.entropy_T.dtype == torch.float32
     assert mine.hidden_TH.dtype == mine.weight_VH.dtype == dtype
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    assert_agree(mine, drawn.by_log_softmax(), rtol=tolerance, atol=tolerance)
+    for left, right in zip(mine.parts[:2], exact.parts[:2], strict=True):
+        torch.testing.assert_close(left.double(), right, rtol=1e-5, atol=2e-5)
+    for left, right in zip(mine.parts[2:], exact.parts[2:], strict=True):
+        torch.testing.assert_close(left.double(), right, rtol=2**-8, atol=1e-4)
 
 
-def test_the_weight_gradient_of_many_chunks_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch):
+def test_the_weight_gradient_of_many_tiles_is_summed_in_float32(cut: Any):
     """Gradients of 256 and sixteen times 1/2 are 264. A sum kept in bfloat16, whose steps are 2
     from 256 on, would stay at 256."""
-    monkeypatch.setattr(head, "CHUNK_LOGITS", 2)
+    cut(Tile(1, 1))
     scoring = LogprobHead.replacing(nn.Linear(1, 2, bias=False, dtype=torch.bfloat16))
     scoring.weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.bfloat16))
     hidden_TH = torch.tensor([[512.0], *[[1.0]] * 16], dtype=torch.bfloat16)
@@ -189,28 +247,161 @@ def test_the_weight_gradient_of_many_chunks_is_summed_in_float32(monkeypatch: py
     assert scoring.weight.grad[:, 0].tolist() == [264, -264]
 
 
-@pytest.mark.parametrize("kind", ["logprobs", "entropy", "both"])
-def test_logits_of_thousands_leave_no_nan(kind: str):
+def test_the_hidden_gradient_of_many_tiles_is_summed_in_float32(cut: Any):
+    """Entries of weight 256 and 512 times 1/2, all equally likely, the first half chosen: a loss of
+    -513 logprob pulls with 256 - 512 / 2 + 511 / 2 = 255.5, in bfloat16 256. A sum kept in
+    bfloat16, whose steps are 1 from 128 on, would stay at 128."""
+    cut(Tile(1, 1))
+    scoring = LogprobHead.replacing(nn.Linear(2, 513, bias=False, dtype=torch.bfloat16))
+    weight_VH = torch.zeros(513, 2, dtype=torch.bfloat16)
+    weight_VH[0, 1], weight_VH[1:, 1] = 256, 0.5
+    scoring.weight = nn.Parameter(weight_VH)
+    hidden_TH = torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    logprobs_T, _ = scoring(hidden_TH, torch.tensor([1]), 1.0)
+    (-513 * logprobs_T).sum().backward()
+    assert hidden_TH.grad is not None
+    assert hidden_TH.grad[0].tolist() == [0, 256]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tile", [Tile(1, 1), Tile(1000, 99)])
+def test_logits_of_thousands_leave_no_nan(kind: str, tile: Tile, cut: Any):
+    cut(tile)
     drawn = case(kind, 1e-3)
     mine = drawn.by_head()
-    for values in (mine.logprobs_T, mine.entropy_T, mine.hidden_TH, mine.weight_VH):
-        assert bool(torch.isfinite(values).all())
+    assert all(bool(torch.isfinite(values).all()) for values in mine.parts)
     exact = drawn.by_log_softmax()
     torch.testing.assert_close(mine.logprobs_T.double(), exact.logprobs_T, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(mine.entropy_T.double(), exact.entropy_T, rtol=1e-4, atol=1e-2)
 
 
-def test_only_what_needs_a_gradient_gets_one():
-    """A frozen body: hidden states without a graph."""
-    scoring = LogprobHead.replacing(nn.Linear(HIDDEN, VOCABULARY, bias=False))
-    hidden_TH = torch.ones(2, HIDDEN)
-    logprobs_T, entropy_T = scoring(hidden_TH, torch.tensor([0, 1]), 1.0)
-    (logprobs_T.sum() + entropy_T.sum()).backward()
-    assert hidden_TH.grad is None and scoring.weight.grad is not None
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strides_do_not_matter(dtype: torch.dtype, cut: Any):
+    """Every second token, a transposed weight, targets and gradients read backwards."""
+    cut(Tile(4, 2))
+    drawn = case("both", 0.6, dtype=dtype)
+    strided = replace(
+        drawn,
+        hidden_TH=drawn.hidden_TH.repeat_interleave(2, 0)[::2],
+        weight_VH=drawn.weight_VH.T.contiguous().T,
+        targets_T=drawn.targets_T.repeat_interleave(3)[::3],
+    )
+    given_ = [strided.hidden_TH, strided.weight_VH, strided.targets_T]
+    assert not any(tensor.is_contiguous() for tensor in given_)
+    for mine, plain in zip(strided.by_head().parts, drawn.by_head().parts, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-6, atol=1e-6)
+
+
+@dataclass
+class Seen(TorchDispatchMode):
+    """Names and sizes of what every operation in the block gave."""
+
+    names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, torch.dtype]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
+        for part in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(part, Tensor):
+                self.sizes.append((part.numel(), part.dtype))
+        return made
+
+    def products(self) -> int:
+        return sum(name in ("mm", "addmm", "addmm_") for name in self.names)
+
+
+def largest(seen: Seen, dtype: torch.dtype) -> int:
+    return max(size for size, found in seen.sizes if found == dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_tensor_of_tokens_by_vocabulary_is_ever_made(kind: str, cut: Any):
+    """64 tokens by 96 entries are 6,144 logits. Nothing is larger than a tile of 384, or than the
+    weight and its gradient, 96 x 4."""
+    cut(Tile(384, 24))
+    drawn = case(kind, 0.9, shape=(64, 96, 4))
+    with Seen() as mine:
+        drawn.by_head()
+    assert largest(mine, torch.float32) == 384
+    with Seen() as naive:
+        drawn.by_log_softmax()
+    assert largest(naive, torch.float64) == 64 * 96
+
+
+def test_a_weights_gradient_in_bfloat16_is_never_held_whole_in_float32(cut: Any):
+    """96 x 32 entries in bfloat16; in float32 no more than a tile, 8 x 24 logits, its part of the
+    gradient, 24 x 32, and the hidden states, 8 x 32."""
+    cut(Tile(192, 24))
+    drawn = case("both", 0.9, dtype=torch.bfloat16, shape=(8, 96, 32))
+    with Seen() as mine:
+        drawn.by_head()
+    assert largest(mine, torch.bfloat16) == 96 * 32
+    assert largest(mine, torch.float32) == 24 * 32
+
+
+def test_an_entropy_costs_no_product_and_backward_nothing_where_no_loss_uses_it(cut: Any):
+    """Four tiles: four products forward, twelve backward."""
+    cut(Tile(4 * 3, 3))
+    drawn = case("logprobs", 1.0)
+    runs: list[tuple[Tensor, Seen, Seen]] = []
+    for entropy in (True, False):
+        scoring, hidden_TH = drawn.scoring(), drawn.hidden_TH.clone().requires_grad_()
+        with Seen() as forward:
+            logprobs_T, entropy_T = scoring(hidden_TH, drawn.targets_T, 1.0, entropy=entropy)
+        assert (entropy_T is not None) == entropy
+        with Seen() as backward:
+            logprobs_T.sum().backward()
+        assert (forward.products(), backward.products()) == (4, 12)
+        runs.append((logprobs_T, forward, backward))
+    (with_T, with_forward, with_backward), (without_T, forward, backward) = runs
+    assert torch.equal(with_T, without_T)
+    kept = [name for name in with_backward.names if name != "detach"]  # of the entropies, unpacked
+    assert kept == [name for name in backward.names if name != "detach"]
+    assert len(with_forward.names) > len(forward.names)
+
+
+def test_only_what_needs_a_gradient_gets_one_and_costs_its_product():
+    """A frozen body: hidden states without a graph. A frozen head: only they."""
+    drawn = case("both", 1.0)
+    for frozen in ("hidden", "weight"):
+        scoring, hidden_TH = drawn.scoring(), drawn.hidden_TH.clone()
+        hidden_TH.requires_grad_(frozen == "weight")
+        scoring.weight.requires_grad_(frozen == "hidden")
+        logprobs_T, entropy_T = scoring(hidden_TH, drawn.targets_T, 1.0)
+        with Seen() as backward:
+            (logprobs_T.sum() + entropy_T.sum()).backward()
+        assert backward.products() == 2
+        assert (hidden_TH.grad is None) == (frozen == "hidden")
+        assert (scoring.weight.grad is None) == (frozen == "weight")
+
+
+def test_no_token_leaves_zero_gradients():
+    drawn = case("both", 0.7, shape=(0, 5, 3))
+    mine = drawn.by_head()
+    assert mine.logprobs_T.shape == mine.entropy_T.shape == (0,)
+    assert mine.hidden_TH.shape == (0, 3) and mine.weight_VH.tolist() == [[0.0] * 3] * 5
+
+
+@pytest.mark.parametrize("target", [-1, 5])
+def test_a_target_outside_the_vocabulary_is_refused(target: int):
+    drawn = case("logprobs", 1.0)
+    drawn.targets_T[3] = target
+    with pytest.raises(AssertionError, match="outside the vocabulary of 5"):
+        drawn.by_head()
+
+
+def test_a_small_vocabulary_gets_more_tokens_instead():
+    rows, columns = Tile(4096, 64).cuts(tokens=1000, vocabulary=10)
+    assert rows == [slice(0, 409), slice(409, 818), slice(818, 1000)]
+    assert columns == [slice(0, 10)]
 
 
 def test_the_head_keeps_the_module_and_its_weight():
-    linear = nn.Linear(HIDDEN, VOCABULARY, bias=False)
+    linear = nn.Linear(3, 5, bias=False)
     weight = linear.weight
     scoring = LogprobHead.replacing(linear)
     assert scoring is linear and scoring.weight is weight
@@ -219,4 +410,17 @@ def test_the_head_keeps_the_module_and_its_weight():
 
 def test_a_head_with_a_bias_is_refused():
     with pytest.raises(AssertionError, match="bias"):
-        LogprobHead.replacing(nn.Linear(HIDDEN, VOCABULARY))
+        LogprobHead.replacing(nn.Linear(3, 5))
+
+
+def test_a_kernel_that_nobody_knows_is_refused():
+    with pytest.raises(UserError, match="no head kernel 'naive': choose one of tiled, trl"):
+        LogprobHead.replacing(nn.Linear(3, 5, bias=False), kernel="naive")
+
+
+def test_the_kernel_of_a_library_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "trl.kernels", None)  # what Python keeps for "not there"
+    monkeypatch.setitem(sys.modules, "trl", None)
+    scoring = LogprobHead.replacing(nn.Linear(3, 5, bias=False), kernel="trl")
+    with pytest.raises(UserError, match="needs TRL"):
+        scoring(torch.ones(1, 3), torch.tensor([0]), 1.0)

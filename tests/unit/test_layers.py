@@ -6,12 +6,24 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"errors", "types", "config", "config_data", "registry", "loading"},
-    {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console", "scores"}
+    {
+        "data",
+        "tasks",
+        "verify",
+        "algo",
+        "batch",
+        "packing",
+        "partition",
+        "checkpoint",
+        "metrics",
+        "console",
+        "scores",
+    }
     | {"eval_store", "eval_result", "eval_history", "eval_rows", "mutate"},
     {"rollout", "learner", "sync", "cluster"},
-    {"train", "evaluate", "report", "check", "session", "step", "collect"}
-    | {"eval_answers", "compare", "audit", "doctor"},
-    {"cli", "cli_data", "cli_verify", "exit_codes"},
+    {"train", "evaluate", "report", "check", "session", "step", "collect", "overlap", "goodput"}
+    | {"eval_answers", "compare", "audit", "doctor", "plan"},
+    {"cli", "cli_data", "cli_verify", "cli_plan", "exit_codes"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}
 

@@ -18,6 +18,7 @@ from grpo.metrics import (
     group_metrics,
     open_board,
     read_metrics,
+    staleness_metrics,
     write_rollouts,
 )
 from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
@@ -78,6 +79,18 @@ def test_flat_rewards_that_rounding_moves_off_their_mean_are_neither_above_nor_b
 
 def test_no_groups_have_no_metrics() -> None:
     assert group_metrics([]) == {}
+
+
+def test_staleness_counts_updates_between_sampling_and_learning_token_by_token() -> None:
+    prompt = Prompt(17, "row-9", "2+2?", "4", (1, 2))
+    through_an_update = response(4, versions=())
+    spans = (VersionSpan(2, 0, 3), VersionSpan(3, 3, 4), VersionSpan(9, 4, 4))
+    through_an_update = replace(through_an_update, versions=spans)
+    fresh = replace(response(6), versions=(VersionSpan(3, 0, 6),))
+    group = ScoredGroup(Group(prompt, (through_an_update, fresh)), (Verdict(1.0, "", ""),) * 2)
+    # learned from weights 3: three tokens of ten are one update old; the last span is empty
+    assert staleness_metrics([group], 3) == {"staleness/mean": 0.3, "staleness/max": 1.0}
+    assert staleness_metrics([], 3) == {}
 
 
 def test_a_log_line_is_one_json_object_with_null_for_what_json_lacks(tmp_path: Path) -> None:

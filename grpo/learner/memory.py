@@ -1,0 +1,189 @@
+"""What a learner rank holds in memory at its fullest, by formula, part by part.
+
+Written against DeepSpeed 0.19's ZeRO-3, transformers 5 and this package's policy and head;
+benchmarks/memory.py holds it against a measured run. Letters: P parameters, W ranks, S packed
+tokens, T response tokens; widths H (hidden), Q (query heads), K (key heads), I (MLP), V.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from grpo.learner.flops import ModelShape
+
+# Elements. DeepSpeed's own 500 and 1,000 million hold a gigabyte of gradients back before they are
+# reduced, and the optimizer's float32 temporaries for the whole shard at once.
+REDUCE_BUCKET = 50_000_000
+SUB_GROUP = 100_000_000
+# DeepSpeed's stage3_max_live_parameters: elements that stay gathered between their uses.
+MAX_LIVE = 1_000_000_000
+
+FLOAT32 = 4
+# Tiles of logits that the head holds, in elements; see grpo.learner.head_kernels.TILES.
+_HEAD_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
+# AdamW's temporaries of a sub-group: torch takes the root and divides it in two tensors on CPU,
+# where it goes tensor by tensor, and in place on CUDA.
+_ADAM_TEMPORARIES = {"cpu": 2 * FLOAT32, "cuda": FLOAT32}
+# DeepSpeed takes the norm of a gradient in this precision, a parameter at a time.
+_NORM_BYTES = {"cpu": 8, "cuda": FLOAT32}
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSetting:
+    """What a rank's memory hangs on.
+
+    tokens, targets: S and T of the largest micro-batch. checkpoint_every: which layers are computed
+    again in backward; 0 for none. bucket_bytes: a bucket of weights on the way to the engines.
+    """
+
+    shape: ModelShape
+    dtype: Literal["bfloat16", "float32"]
+    device: Literal["cpu", "cuda"]
+    ranks: int
+    tokens: int
+    targets: int
+    checkpoint_every: int = 1
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    offload_optimizer: bool = False
+    bucket_bytes: int = 256 << 20
+    reduce_bucket: int = REDUCE_BUCKET
+    sub_group: int = SUB_GROUP
+
+    @property
+    def itemsize(self) -> int:
+        return {"bfloat16": 2, "float32": 4}[self.dtype]
+
+    @property
+    def shard(self) -> int:
+        """Parameters of one rank."""
+        return -(-self.shape.parameters // self.ranks)
+
+
+Parts = Mapping[str, float]  # bytes by name
+
+
+def phases(setting: LearnerSetting) -> dict[str, Parts]:
+    """The moments at which a rank may be fullest, each with its parts in bytes."""
+    base = resident(setting)
+    return {
+        "layer backward": {**base, **_activations(setting), **_in_a_layer(setting)},
+        "head backward": {**base, **_activations(setting), **_in_the_head(setting)},
+        "embedding backward": {**base, **_in_the_embedding(setting)},
+        "optimizer": {**base, **_in_the_optimizer(setting)},
+        "sync": {**base, **_in_a_sync(setting)},
+    }
+
+
+def resident(setting: LearnerSetting) -> dict[str, float]:
+    """What a rank holds between steps, its engines' share not counted."""
+    e, shard = setting.itemsize, setting.shard
+    parts: dict[str, float] = {"weights": e * shard}
+    if not setting.offload_optimizer:
+        parts |= optimizer_state(setting)
+    bucket = setting.reduce_bucket
+    if setting.device == "cpu":  # memory that was never written to is not there
+        bucket = min(bucket, setting.shape.parameters)
+    parts["gradient bucket"] = e * bucket
+    if setting.ranks > 1:
+        parts["gathered weights"] = e * min(setting.shape.parameters, MAX_LIVE)
+    return parts
+
+
+def optimizer_state(setting: LearnerSetting) -> dict[str, float]:
+    """On the device, or in host memory where the recipe offloads it."""
+    shard = setting.shard
+    moments = {"adamw": 2 * FLOAT32, "sgd": 0}[setting.optimizer]
+    return {
+        "float32 masters": FLOAT32 * shard,
+        "gradients": setting.itemsize * shard,
+        "moments": moments * shard,
+    }
+
+
+def layer_bytes(setting: LearnerSetting) -> float:
+    """What autograd keeps of one layer, per packed token.
+
+    A norm keeps its input in float32, the normalised input and the output, which a projection
+    keeps. Rotated queries and keys, values and the output are attention's; outside of CUDA they are
+    laid together once more for the projection. Four widths I are the gate, its activation, the
+    other branch and their product.
+    """
+    shape, e = setting.shape, setting.itemsize
+    normed = 2 * (FLOAT32 + 2 * e) * shape.hidden
+    if shape.qk_norm:
+        normed += (FLOAT32 + e) * (shape.query + shape.key_value)
+    attention = e * (2 * shape.query + 2 * shape.key_value)
+    if setting.device == "cpu":
+        attention += e * shape.query
+    statistics = FLOAT32 * (2 + shape.heads)
+    if shape.qk_norm:
+        statistics += FLOAT32 * (shape.heads + shape.kv_heads)
+    return normed + attention + 4 * e * shape.intermediate + statistics
+
+
+def _activations(setting: LearnerSetting) -> dict[str, float]:
+    """Kept from forward to backward: layers in full, or a layer's input where it is recomputed."""
+    shape, every = setting.shape, setting.checkpoint_every
+    recomputed = -(-shape.layers // every) if every else 0
+    kept = recomputed * setting.itemsize * shape.hidden
+    kept += (shape.layers - recomputed) * layer_bytes(setting)
+    last_norm = (FLOAT32 + 2 * setting.itemsize) * shape.hidden
+    return {"activations": setting.tokens * (kept + last_norm)}
+
+
+def _in_a_layer(setting: LearnerSetting) -> dict[str, float]:
+    """While the MLP of the layer that comes first in backward is under way."""
+    shape, e = setting.shape, setting.itemsize
+    parts = {
+        "gradients of a layer": float(setting.tokens * e * 2 * (shape.intermediate + shape.hidden))
+    }
+    if setting.checkpoint_every:
+        parts["recomputed layer"] = setting.tokens * layer_bytes(setting)
+    if shape.tied:  # autograd adds the embedding's to it before it hands it on
+        parts["gradient of the head"] = e * shape.head_matmul
+    return parts
+
+
+def _in_the_head(setting: LearnerSetting) -> dict[str, float]:
+    shape, e, device = setting.shape, setting.itemsize, setting.device
+    hidden = FLOAT32 + e  # its gradient, summed in float32, and itself
+    if e != FLOAT32:
+        hidden += FLOAT32 if device == "cpu" else e
+    return {
+        "gradient of the head": e * shape.head_matmul,
+        "hidden states of responses": setting.targets * shape.hidden * hidden,
+        "logits": 3 * FLOAT32 * min(_HEAD_TILE[device], setting.targets * shape.vocab),
+    }
+
+
+def _in_the_embedding(setting: LearnerSetting) -> dict[str, float]:
+    """The last of backward: dense gradients, and the copy of them that is reduced."""
+    shape, e = setting.shape, setting.itemsize
+    copies = 3 if shape.tied else 2
+    return {"gradients of the embedding": copies * e * shape.head_matmul}
+
+
+def _in_the_optimizer(setting: LearnerSetting) -> dict[str, float]:
+    """A sub-group's gradients in one piece and in float32, then AdamW's temporaries; or, before,
+    the norm of the largest gradient. Offloaded, all of it happens in host memory."""
+    if setting.offload_optimizer:
+        return {}
+    e, device = setting.itemsize, setting.device
+    largest = -(-setting.shape.head_matmul // setting.ranks)
+    group = min(setting.shard, max(setting.sub_group, largest))
+    whole = e if e == FLOAT32 else e + FLOAT32
+    temporaries = _ADAM_TEMPORARIES[device] if setting.optimizer == "adamw" else 0
+    # The piece in the weights' own precision is gone once its float32 copy is there.
+    stepping = group * max(whole, FLOAT32 + temporaries)
+    return {"optimizer temporaries": max(stepping, largest * _NORM_BYTES[device])}
+
+
+def _in_a_sync(setting: LearnerSetting) -> dict[str, float]:
+    return {"weight buckets": sync_buckets(setting)}
+
+
+def sync_buckets(setting: LearnerSetting) -> float:
+    """Two buckets of weights on the way, each at least the largest parameter."""
+    e, shape = setting.itemsize, setting.shape
+    bucket = max(e * shape.head_matmul, min(setting.bucket_bytes, e * shape.parameters))
+    return 2.0 * bucket

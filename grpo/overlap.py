@@ -1,0 +1,242 @@
+"""The first half of a step, run ahead: rollouts for later steps while the learner works.
+
+    engines have the weights of step v  ->  the prompts of steps v+1 .. v+1+k may be sent out
+
+k is schedule.max_staleness. Every step has prompts of its own, so no token that it learns from was
+sampled by weights older than those of step s - 1 - k, and what a step consists of does not hang on
+the order in which answers finish: a step waits for its longest answer, as it does on-policy, and
+meanwhile the engines are busy with the steps after it. Taking whatever finishes first instead would
+favour short answers. Requests go on through weight updates; their tokens know who sampled them.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpo.collect import (
+    VERDICT_POLL_S,
+    Collected,
+    Collector,
+    Judging,
+    num_replaced,
+    num_tokens,
+    sampling_of,
+    sort_out,
+)
+from grpo.config import Recipe
+from grpo.console import Screen
+from grpo.data import PromptStream
+from grpo.errors import Interrupted
+from grpo.rollout.pool import POLL_S, RolloutPool
+from grpo.rollout.sampling import group_seed
+from grpo.types import Group, Prompt, ScoredGroup
+from grpo.verify.pool import VerifierPool
+
+
+@dataclass(slots=True)
+class _Pending:
+    """What one step has taken from the stream and got back; it is complete once both are equal."""
+
+    step: int
+    prompts: dict[int, Prompt] = field(default_factory=dict)  # by serial
+    judged: list[ScoredGroup] = field(default_factory=list)
+    stale_tokens: int = 0
+    aborted_tokens: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.judged) == len(self.prompts) > 0
+
+
+class Overlap:
+    """Takes Collector's place where schedule.max_staleness is above 0.
+
+    One thread, the feeder, repeats `turn` from the first `collect` to `close`; only it touches the
+    engines and the verifier. What it shares with the driver's thread is guarded by `_changed`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stream: PromptStream, rollouts: RolloutPool, verifier: VerifierPool
+    ):
+        self._recipe = recipe
+        self._k = recipe.schedule.max_staleness
+        # The feeder's own.
+        self._rollouts = rollouts.stream(
+            recipe.rollout.group_size, sampling_of(recipe), self._seed_of
+        )
+        self._judging = Judging(recipe, verifier)
+        # Shared.
+        self._changed = threading.Condition()
+        self._stream = stream
+        self._steps: dict[int, _Pending] = {}  # by step, until the step is finished
+        self._step_of: dict[int, _Pending] = {}  # by serial
+        self._version = self._next = 0
+        self._rollout_s, self._rollout_tokens = 0.0, 0
+        self._closing = False
+        self._failure: Exception | None = None
+        self._feeder: threading.Thread | None = None
+
+    # --- the driver's thread ---
+
+    def collect(self, step: int, screen: Screen, stop: Callable[[], bool]) -> Collected:
+        """The groups of one step, once all of them are judged. Raises as Collector.collect does,
+        and whatever went wrong in the feeder since."""
+        if self._feeder is None:
+            self.begin(step)
+            self._feeder = threading.Thread(target=self._feed, name="rollout-feeder", daemon=True)
+            self._feeder.start()
+        done, total = 0, self._recipe.rollout.prompts
+        with screen.progress(f"step {step}: rollouts", total) as bar:
+            while not self.is_complete(step):
+                if stop():
+                    raise Interrupted
+                judged, taken = self._wait(step)
+                bar.extend(max(0, taken - total))
+                bar.advance(judged - done)
+                done, total = judged, max(taken, total)
+        return self.take(step, screen)
+
+    def begin(self, step: int) -> None:
+        """The engines have the weights of the step before this one, the first to be collected."""
+        with self._changed:
+            self._version, self._next = step - 1, step
+
+    def is_complete(self, step: int) -> bool:
+        """Whether every group of the step is judged, those in the place of flat ones included."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            return step in self._steps and self._steps[step].is_complete
+
+    def take(self, step: int, screen: Screen) -> Collected:
+        """The groups of a step that is complete."""
+        with self._changed:
+            pending = self._steps[step]
+            seconds, self._rollout_s = self._rollout_s, 0.0
+            tokens, self._rollout_tokens = self._rollout_tokens, 0
+        sampled, used = sort_out(self._recipe, step, pending.judged, screen)
+        return Collected(
+            sampled, used, pending.stale_tokens, pending.aborted_tokens, seconds, tokens
+        )
+
+    def finish(self, step: int) -> None:
+        """The engines have the weights of this step: it is settled, a later one may begin."""
+        with self._changed:
+            for serial in self._steps.pop(step).prompts:
+                del self._step_of[serial]
+            self._version = step
+            self._changed.notify_all()
+
+    def cursor(self) -> dict[str, Any]:
+        """The data's place after the last finished step: what was taken since comes first again,
+        whether it is being sampled, being judged or ready, as nothing was learned from it."""
+        with self._changed:
+            return self._stream.state_dict(
+                [prompt for step in self._steps.values() for prompt in step.prompts.values()]
+            )
+
+    def close(self) -> None:
+        """Ends the feeder. What is being sampled ends with the engines."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._feeder is not None:
+            self._feeder.join()
+
+    def _wait(self, step: int) -> tuple[int, int]:
+        """(groups that are judged, prompts that were taken) after a change, or after a while."""
+        with self._changed:
+            if not self.is_complete(step):
+                self._changed.wait(POLL_S)
+            pending = self._steps.get(step, _Pending(step))
+            return len(pending.judged), len(pending.prompts)
+
+    # --- the feeder ---
+
+    def _feed(self) -> None:
+        try:
+            while not self._closing:
+                self.turn()
+                if not self._rollouts.running and not self._judging.waiting:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._closing or self._may_open(), POLL_S)
+        except Exception as error:  # whatever it is, the driver's thread raises it
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def turn(self) -> None:
+        """Takes in what has come back, has it judged, and sends out what is due."""
+        began, was_running = time.monotonic(), self._rollouts.running > 0
+        back = self._rollouts.finished(VERDICT_POLL_S)
+        again: list[Prompt] = []
+        for group in back:
+            if self._throw_away(group):
+                again.append(group.prompt)
+            else:
+                self._judging.add(group)
+        scored = self._judging.judged(0 if self._rollouts.running else VERDICT_POLL_S)
+        with self._changed:
+            due = [*again, *self._file(scored), *self._open()]
+            if was_running:
+                self._rollout_s += time.monotonic() - began
+            self._rollout_tokens += sum(num_tokens(group) for group in back)
+            self._changed.notify_all()
+        self._rollouts.submit(due)
+
+    def _throw_away(self, group: Group) -> bool:
+        """Whether the group may not be learned from: its prompt is sampled once more, at once and
+        for the same step, and its tokens are lost."""
+        with self._changed:
+            pending = self._step_of[group.prompt.serial]
+            if any(response.finish_reason == "abort" for response in group.responses):
+                pending.aborted_tokens += num_tokens(group)
+                return True
+            spans = [span for response in group.responses for span in response.versions]
+            if any(span.version < pending.step - 1 - self._k for span in spans):
+                pending.stale_tokens += num_tokens(group)
+                return True
+        return False
+
+    def _file(self, scored: Sequence[ScoredGroup]) -> list[Prompt]:
+        """Adds judged groups to their steps; the prompts that replace flat ones."""
+        more: list[Prompt] = []
+        for group in scored:
+            pending = self._step_of[group.group.prompt.serial]
+            pending.judged.append(group)
+            more += self._more(pending, num_replaced(self._recipe, len(pending.prompts), [group]))
+        return more
+
+    def _open(self) -> list[Prompt]:
+        """The prompts of the steps whose time has come."""
+        due: list[Prompt] = []
+        while self._may_open():
+            pending = self._steps[self._next] = _Pending(self._next)
+            due += self._more(pending, self._recipe.rollout.prompts)
+            self._next += 1
+        return due
+
+    def _may_open(self) -> bool:
+        newest = min(self._version + 1 + self._k, self._recipe.schedule.steps)
+        return 0 < self._next <= newest
+
+    def _more(self, pending: _Pending, count: int) -> list[Prompt]:
+        prompts = self._stream.take(count)
+        for prompt in prompts:
+            pending.prompts[prompt.serial] = prompt
+            self._step_of[prompt.serial] = pending
+        return prompts
+
+    def _seed_of(self, prompt: Prompt) -> int:
+        with self._changed:
+            step = self._step_of[prompt.serial].step
+        return group_seed(self._recipe.seed, step, prompt.serial)
+
+
+def make_collector(
+    recipe: Recipe, stream: PromptStream, rollouts: RolloutPool, verifier: VerifierPool
+) -> Collector | Overlap:
+    kind = Overlap if recipe.schedule.max_staleness else Collector
+    return kind(recipe, stream, rollouts, verifier)
