@@ -59,9 +59,8 @@ differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own 
 	$(VENV)/bin/pytest tests/differential $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) $(THEIRS) ## every benchmark beside its rival, a table in .bench/ (25 minutes)
-	PYTHONPATH=.:.differential PATH="$(dir $(abspath $(UV))):$$PATH" \
-		$(VENV)/bin/python benchmarks/run_all.py $(ARGS)
+bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (25 minutes)
+	PATH="$(dir $(abspath $(UV))):$$PATH" $(VENV)/bin/python benchmarks/run_all.py $(ARGS)
 
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)

@@ -215,16 +215,23 @@ def report(
 
 def demo_model() -> Path:
     """The demo's warm-started model: of runs/tiny_cpu where the demo has been run, else built once
-    into runs/benchmark_model, which takes a minute or two."""
+    into runs/benchmark_models/tiny_cpu, which takes a minute or two."""
+    from grpo.learner.prepare import BUILT
+
+    model = Path("runs/tiny_cpu/model")
+    return model.resolve() if (model / BUILT).exists() else built_model("tiny_cpu", [])
+
+
+def built_model(name: str, overrides: list[str]) -> Path:
+    """The model that the demo's recipe with these changes begins with; built once, into
+    runs/benchmark_models/NAME."""
     from grpo.console import Screen
-    from grpo.learner.prepare import BUILT, prepare_model
+    from grpo.learner.prepare import prepare_model
     from grpo.loading import load_recipe
 
-    recipe = load_recipe(Path("recipes/tiny_cpu.yaml"))
-    model = Path("runs") / recipe.name / "model"
-    if not (model / BUILT).exists():
-        model = Path("runs/benchmark_model")
-    return Path(prepare_model(recipe, model, Screen(sys.stderr)))
+    recipe = load_recipe(Path("recipes/tiny_cpu.yaml"), overrides)
+    folder = Path("runs/benchmark_models") / name
+    return Path(prepare_model(recipe, folder, Screen(sys.stderr))).resolve()
 
 
 def made_up_batch(vocabulary: int, groups: int, siblings: int, prompt: int, answer: int) -> Any:

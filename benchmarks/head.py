@@ -1,10 +1,10 @@
 """The head beside log_softmax over whole logits and beside TRL's chunked head: time, peak memory.
 
-    PYTHONPATH=.:TRL .venv/bin/python benchmarks/head.py [--json FILE] [--tokens T] [--rounds N]
+    .venv/bin/python benchmarks/head.py [--json FILE] [--bfloat16] [--tokens T] [--rounds N]
 
-TRL is a folder that holds trl 1.16 (`make differential` makes .differential); without it the rows
-beside TRL are left out. On a CPU TRL's Triton kernels do not run: what is measured is the torch
-fallback of the same `ChunkedLogProbFunction`, with TRL's own chunks of 4,096 by 32,768.
+TRL is that of the environment which trl_step.py makes; without it the rows beside TRL are left out.
+On a CPU its Triton kernels do not run: what is measured is the torch fallback of the same
+`ChunkedLogProbFunction`, with TRL's own chunks of 4,096 by 32,768.
 
 One run is logprobs of T = 4,096 tokens over V = 151,936 entries, H = 1,024, and the gradients of
 their weighted sum in the hidden states and the weight; ours and TRL give entropies as well, the
@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -128,12 +129,15 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--tokens", type=int, default=4096)
     arguments.add_argument("--rounds", type=int, default=2, help="of float32; bfloat16 takes one")
+    arguments.add_argument("--bfloat16", action="store_true", help="measure it as well")
+    arguments.add_argument("--environment", type=Path, default=Path(".bench/trl"), help="of TRL")
     chosen = arguments.parse_args()
+    # Behind our own packages: only what we lack is taken from there.
+    sys.path += map(str, chosen.environment.resolve().glob("lib/python*/site-packages"))
     sides = [side for side in SIDES if side != "TRL" or find_spec("trl")]
-    taken = {
-        torch.float32: measured(sides, chosen.tokens, torch.float32, chosen.rounds),
-        torch.bfloat16: measured(["naive", "ours"], chosen.tokens, torch.bfloat16, 1),
-    }
+    taken = {torch.float32: measured(sides, chosen.tokens, torch.float32, chosen.rounds)}
+    if chosen.bfloat16:
+        taken[torch.bfloat16] = measured(["naive", "ours"], chosen.tokens, torch.bfloat16, 1)
     results: dict[str, Any] = {
         "tokens": chosen.tokens,
         "vocabulary": VOCABULARY,

@@ -34,7 +34,7 @@ class Benchmark:
 
 BENCHMARKS = (
     Benchmark("rollouts", 240),
-    Benchmark("trl_step", 780),
+    Benchmark("trl_step", 840),
     Benchmark("head", 300),
     Benchmark("packing", 300),
     Benchmark("sync", 300),

@@ -19,18 +19,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import Row, Spread, command, parser, report
+from common import Row, Spread, command, demo_model, parser, report
 
-from grpo.console import Screen
 from grpo.eval_result import load
-from grpo.learner.prepare import BUILT, prepare_model
-from grpo.loading import load_recipe
 from grpo.metrics import read_metrics
 
 RECIPE = Path("recipes/tiny_cpu.yaml")
-STARTING_STEPS = (
-    4  # slower than the rest, and with staleness 1 the first waits for two steps' groups
-)
+# Slower than the rest; with staleness 1 the first of them waits for two steps' groups.
+STARTING_STEPS = 4
 PHASES = ("wait", "rollout", "learn", "sync")
 SAME = [
     "logging.wandb=off", "logging.samples_every=0", "checkpoint.every=1000000",
@@ -82,17 +78,13 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=1)
     arguments.add_argument("--accuracy", action="store_true")
     asked = arguments.parse_args()
-    recipe = load_recipe(RECIPE)
-    model = Path("runs") / recipe.name / "model"
-    if not (model / BUILT).exists():
-        model = Path("runs") / "benchmark_model"
-        prepare_model(recipe, model, Screen(sys.stderr))
+    model = demo_model()
     seconds: dict[int, list[float]] = {0: [], 1: []}
     results: dict[str, Any] = {}
     for number in range(asked.rounds):
         folder = Path(tempfile.mkdtemp(prefix="staleness-"))
         for staleness in (0, 1) if number % 2 == 0 else (1, 0):
-            run = train(folder, model.resolve(), staleness, asked.steps, asked.accuracy)
+            run = train(folder, model, staleness, asked.steps, asked.accuracy)
             seconds[staleness].append(median(step_seconds(run)))
             side: dict[str, Any] = {"step_s": seconds[staleness][-1]} | phases(run)
             if asked.accuracy:

@@ -2,10 +2,16 @@
 
     .venv/bin/python benchmarks/trl_step.py [--json FILE] [KEY=VALUE ...]
 
-Both sides begin with the demo's warm-started Qwen3, see the same prompts in the same order, sample
+Both sides begin with the same warm-started Qwen3, see the same prompts in the same order, sample
 16 answers to each of 32 of them a step at temperature 1, judge them with the same verifier and take
 two AdamW steps at the same rates on the token mean. Ours is what `grpo train` runs, with
-checkpoints, evaluations and the logging of answers off; KEY=VALUE changes its recipe.
+learner.shared_prefix on and checkpoints, evaluations and the logging of answers off; KEY=VALUE
+changes its recipe.
+
+The task is sums of 2 to 12 terms, whose answers differ in length as natural ones do (the standard
+deviation is given in percent of the mean), for a model of 3.2 M parameters; it is built first, in
+four minutes, where it is not there yet. `--case demo` is the demo: 0.8 M parameters, short answers,
+where vLLM's fixed cost of a step outweighs what the step computes.
 
 TRL runs in an environment of its own, made by uv where it is not there yet, and samples with
 transformers' generate: its vLLM path needs CUDA (it loads weights into the live engine, which
@@ -32,7 +38,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-from common import Row, Spread, command, demo_model, parser, report
+from common import Row, Spread, built_model, command, demo_model, parser, report
 
 from grpo.config import Recipe
 from grpo.console import Screen
@@ -45,6 +51,21 @@ from grpo.train import train
 RECIPE = Path("recipes/tiny_cpu.yaml")
 TRL = "trl==1.16.0"
 WARM_UP, LAST = 2, 5
+VARIED = [
+    "data=benchmarks/varied_sums.yaml",
+    "rollout.max_tokens=128",
+    "learner.lr=1.0e-4",
+    "model.build.hidden_size=256",
+    "model.build.layers=4",
+    "model.build.kv_heads=2",
+    "model.build.head_dim=64",
+    "model.build.intermediate_size=768",
+    "model.build.warm_start.data=benchmarks/varied_sums.yaml",
+    "model.build.warm_start.max_tokens=128",
+    "model.build.warm_start.until_accuracy=0.2",
+    "model.build.warm_start.check_every=40",
+]
+CASES = {"demo": ([], 12), "varied": (VARIED, 8)}  # changes of the recipe, steps
 
 
 @dataclass(slots=True)
@@ -65,6 +86,10 @@ class Run:
         return self.seconds[WARM_UP:]
 
     @property
+    def length(self) -> float:
+        return statistics.mean(self.lengths)
+
+    @property
     def accuracy(self) -> float:
         return statistics.mean(self.rewards[-LAST:])
 
@@ -72,7 +97,7 @@ class Run:
         return {
             "samples_per_s": round(samples / statistics.mean(self.counted_s), 1),
             "accuracy": round(self.accuracy, 4),
-            "mean_length": round(statistics.mean(self.lengths), 1),
+            "mean_length": round(self.length, 1),
             "seconds": [round(s, 3) for s in self.seconds],
             "rewards": [round(r, 4) for r in self.rewards],
         }
@@ -86,6 +111,7 @@ class TakingTurns(Screen):
         self._line = line
         self._resumed = time.perf_counter()
         self.ours, self.theirs = Run(), Run()
+        self.spreads: list[float] = []  # of our lengths: deviation over mean
 
     def step_line(
         self, step: int, steps: int, metrics: Mapping[str, float], eta_s: float | None = None
@@ -93,6 +119,7 @@ class TakingTurns(Screen):
         super().step_line(step, steps, metrics, eta_s)
         seconds = time.perf_counter() - self._resumed
         self.ours.add(seconds, metrics["reward/mean"], metrics["length/mean"])
+        self.spreads.append(metrics["length/cv"])
         self._line.send("your turn")
         rival = self._line.recv()
         self.theirs.add(rival["seconds"], rival["reward"], rival["length"])
@@ -102,21 +129,21 @@ class TakingTurns(Screen):
         self._resumed = time.perf_counter()
 
 
-def overrides(model: Path, steps: int, more: list[str]) -> list[str]:
+def overrides(case: str, model: Path, steps: int) -> list[str]:
     """The demo's recipe as TRL takes it (token mean, its default), with nothing but training on."""
     return [
-        "name=trl_step",
+        f"name=trl_step_{case}",
         "output=.bench/runs",
         f"model.path={model}",
         f"schedule.steps={steps}",
         "aggregate=token_mean",
+        "learner.shared_prefix=true",
         "checkpoint.every=100000",
         "eval.at_start=false",
         "eval.at_end=false",
         "logging.wandb=off",
         "logging.rollouts=false",
         "logging.samples_every=0",
-        *more,
     ]
 
 
@@ -225,10 +252,18 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def main(arguments: argparse.Namespace) -> None:
-    python = environment(arguments.environment)
-    model = demo_model() if arguments.model is None else arguments.model.resolve()
-    recipe = load_recipe(RECIPE, overrides(model, arguments.steps, arguments.overrides))
+def compare(
+    case: str, python: Path, arguments: argparse.Namespace
+) -> tuple[list[Row], dict[str, Any], dict[str, str]]:
+    """The rows and figures of one case, and the versions of TRL's environment."""
+    changes, steps = CASES[case]
+    steps = arguments.steps or steps
+    if arguments.model is not None:
+        model = arguments.model.resolve()
+    else:
+        model = built_model(case, changes) if changes else demo_model()
+    asked = [*changes, *overrides(case, model, steps), *arguments.overrides]
+    recipe = load_recipe(RECIPE, asked)
     if recipe.schedule.max_staleness:
         sys.exit("schedule.max_staleness must be 0: a sampler that runs ahead takes no turns")
     samples = recipe.rollout.prompts * recipe.rollout.group_size
@@ -236,16 +271,17 @@ def main(arguments: argparse.Namespace) -> None:
     ours, theirs = screen.ours, screen.theirs
     facts, rival_facts = ours.facts(samples), theirs.facts(samples)
     ratios = [b / a for a, b in zip(ours.counted_s, theirs.counted_s, strict=True)]
+    spread = statistics.mean(screen.spreads)
     rows = [
         Row(
-            "whole step against TRL (transformers' generate), samples/s",
+            f"whole step against TRL, {case}, {ours.length:.0f} +- {spread:.0%} tokens: samples/s",
             f"{facts['samples_per_s']:.0f}",
             f"{rival_facts['samples_per_s']:.0f}",
             Spread.of(ratios),
             ">= 2.0",
         ),
         Row(
-            f"its accuracy after {samples * arguments.steps:,} answers",
+            f"its accuracy after {samples * steps:,} answers",
             f"{ours.accuracy:.3f}",
             f"{theirs.accuracy:.3f}",
             Spread(ours.accuracy / theirs.accuracy),
@@ -254,18 +290,31 @@ def main(arguments: argparse.Namespace) -> None:
     ]
     results = {
         "samples_per_step": samples,
-        "steps": arguments.steps,
+        "steps": steps,
+        "length_spread": round(spread, 3),
         "ours": facts,
         "trl": rival_facts,
-        "trl_versions": installed,
     }
+    return rows, results, installed
+
+
+def main(arguments: argparse.Namespace) -> None:
+    python = environment(arguments.environment)
+    rows: list[Row] = []
+    results: dict[str, Any] = {}
+    installed: dict[str, str] = {}
+    for case in arguments.case:
+        more, results[case], installed = compare(case, python, arguments)
+        rows += more
+    results["trl_versions"] = installed
     report("trl_step", command(), results, rows, arguments.json, trl=installed["trl"])
 
 
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--environment", type=Path, default=Path(".bench/trl"))
+    options.add_argument("--case", nargs="+", default=["varied"], choices=list(CASES))
     options.add_argument("--model", type=Path, help="begin with this folder instead")
-    options.add_argument("--steps", type=int, default=30)
+    options.add_argument("--steps", type=int, help="default: 8, of the demo 12")
     options.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     main(options.parse_args())

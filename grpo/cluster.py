@@ -218,10 +218,11 @@ class Cluster:
             self._group = placement_group([{"GPU": 1.0}] * count)
             ray.get(self._group.ready())
 
-    def rollout_workers(self, spec: EngineSpec, count: int, cores: str | None) -> list[Worker]:
-        """Starts the engines' processes; `call("start")` then brings the engines up."""
+    def rollout_workers(self, spec: EngineSpec, count: int, threads: int | None) -> list[Worker]:
+        """Starts the engines' processes; `call("start")` then brings the engines up. `threads` of
+        each are for CPU."""
         self._pair(count)
-        environment = engine_environment(cores) | self._environment()
+        environment = engine_environment(threads, spec.tensor_parallel) | self._environment()
         return [
             self._start(
                 f"rollout-{i}",

@@ -148,7 +148,7 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
     transport = transport_of(recipe)
     rollout = recipe.rollout
     engines = cluster.rollout_workers(
-        engine_spec(recipe, model, transport), rollout.engines, engine_cores(recipe)
+        engine_spec(recipe, model, transport), rollout.engines, engine_threads(recipe)
     )
     ranks = cluster.learner_ranks(learner_spec(recipe, model, transport), recipe.learner.ranks)
     starting: list[Any] = [worker.call("start") for worker in engines]
@@ -160,21 +160,21 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
     )
 
 
-def engine_cores(recipe: Recipe) -> str | None:
-    """Which cores an engine on CPU binds its threads to. One engine takes what vLLM sees fit, or
-    half of them where the learner works at the same time; several would all pick the same ones."""
-    if recipe.rollout.engines > 1:
-        return "nobind"
-    if recipe.schedule.max_staleness == 0 or recipe.rollout.tensor_parallel > 1:
+def engine_threads(recipe: Recipe) -> int | None:
+    """Threads of an engine on CPU: its share of all cores, or of half of them where the learner
+    works at the same time. None leaves cores to vLLM."""
+    engines = recipe.rollout.engines
+    at_once = recipe.schedule.max_staleness > 0
+    if recipe.rollout.tensor_parallel > 1 and engines == 1 and not at_once:
         return None
-    cores = sorted(os.sched_getaffinity(0))
-    return ",".join(str(core) for core in cores[: max(1, len(cores) // 2)])
+    cores = len(os.sched_getaffinity(0))
+    return max(1, (cores // 2 if at_once else cores) // engines)
 
 
 def learner_threads(recipe: Recipe) -> int:
     """Threads of a rank on CPU: its share of all cores, or of half of them where the engines work
     at the same time. With more, threads wait for those that have to share a core."""
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     at_once = recipe.schedule.max_staleness > 0
     return max(1, (cores - cores // 2 if at_once else cores) // recipe.learner.ranks)
 

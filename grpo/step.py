@@ -19,6 +19,7 @@ from grpo.batch import (
 from grpo.config import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
+from grpo.packing import imbalance
 from grpo.types import Batch, ScoredGroup
 
 
@@ -63,7 +64,8 @@ class Updater:
         ranks = len(self._learner.workers)
         budget = self._recipe.learner.micro_batch_tokens
         shared = self._recipe.learner.shared_prefix
-        self._learner.load([cut(batch, ranks, budget, shared_prefix=shared) for batch in batches])
+        cuts = [cut(batch, ranks, budget, shared_prefix=shared) for batch in batches]
+        self._learner.load(cuts)
         passes = self._recipe.schedule.passes
         if passes * len(batches) > 1:
             # From the second step on the weights have moved: ratios are against these.
@@ -73,6 +75,7 @@ class Updater:
             for index in range(len(batches)):
                 taken.append(self._learner.step(index, number + len(taken)))
         means = {key: sum(t[key] for t in taken) / len(taken) for key in taken[0]}
+        means["learn/imbalance"] = sum(map(imbalance, cuts)) / len(cuts)
         return len(taken), means | self._shadow(groups, batches)
 
     def state_dict(self) -> dict[str, Any]:

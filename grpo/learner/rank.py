@@ -70,7 +70,9 @@ class LearnerRank:
         self._sender: Sender | None = None
         self._offloaded = False
         self._minibatches: list[list[MicroBatch]] = []
-        self._old_logprobs: list[list[torch.Tensor]] | None = None
+        # By mini-batch; None until one has been scored under the weights that sampled it.
+        self._old_logprobs: list[list[torch.Tensor] | None] = []
+        self._old_are_kept = False
         self._reference_logprobs: list[list[torch.Tensor]] | None = None
 
     # --- a step ---
@@ -78,18 +80,20 @@ class LearnerRank:
     def load(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:
         """This rank's share of the mini-batches of one rollout step."""
         self._minibatches = [[to_device(m, self._device) for m in part] for part in minibatches]
-        self._old_logprobs = None
+        self._old_logprobs = [None] * len(minibatches)
+        self._old_are_kept = False
         if self._reference is not None:
             score = self._reference.logprobs
             self._reference_logprobs = [[score(m) for m in part] for part in self._minibatches]
 
     def remember_logprobs(self) -> None:
-        """Scores every response under the weights that sampled it, before they change. Needed only
-        where the mini-batches take more than one optimizer step."""
+        """Keeps the logprobs of every response under the weights that sampled it. Needed only where
+        the batch takes more than one optimizer step. Its first step, which is on mini-batch 0,
+        finds those weights in place and keeps what it computes anyway; the others are scored."""
+        self._old_are_kept = True
         with torch.no_grad():
-            self._old_logprobs = [
-                [self._forward(micro)[0] for micro in part] for part in self._minibatches
-            ]
+            for index, part in enumerate(self._minibatches[1:], start=1):
+                self._old_logprobs[index] = [self._forward(micro)[0] for micro in part]
 
     def step(self, index: int, number: int) -> dict[str, float]:
         """One optimizer step on mini-batch `index`; `number` counts them over the run from 0.
@@ -103,10 +107,13 @@ class LearnerRank:
         # DeepSpeed averages gradients over ranks; the weights are over all ranks already.
         undo_averaging = self._world_size
         totals: dict[str, float] = {}
+        old = self._old_logprobs[index]
+        found: list[torch.Tensor] = []
         self._meter.start()
         for i, micro in enumerate(self._minibatches[index]):
             logprobs_T, entropy_T = self._forward(micro)
-            old_T = self._old_logprobs[index][i] if self._old_logprobs else logprobs_T.detach()
+            found.append(logprobs_T.detach())
+            old_T = found[i] if old is None else old[i]
             reference = self._reference_logprobs
             reference_T = reference[index][i] if reference else None
             scores = Scores(logprobs_T, entropy_T, old_T, reference_T)
@@ -115,6 +122,8 @@ class LearnerRank:
             for key, value in sums.items():
                 totals[key] = totals.get(key, 0.0) + value
             self._meter.add(micro)
+        if self._old_are_kept and old is None:
+            self._old_logprobs[index] = found
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
         return totals | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()

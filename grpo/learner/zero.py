@@ -8,6 +8,7 @@ import torch
 from deepspeed.utils import logger as deepspeed_logger
 
 from grpo.config import LearnerConfig
+from grpo.learner.memory import REDUCE_BUCKET, SUB_GROUP
 
 
 def init_distributed(rank: int, world_size: int, address: str, port: int) -> torch.device:
@@ -41,6 +42,8 @@ def zero_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
         "overlap_comm": torch.cuda.is_available(),
         "contiguous_gradients": True,
         "stage3_param_persistence_threshold": 100_000,
+        "reduce_bucket_size": REDUCE_BUCKET,
+        "sub_group_size": SUB_GROUP,
     }
     if config.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}

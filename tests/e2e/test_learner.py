@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen3Config
 
 from grpo.batch import cut
 from grpo.cluster import Cluster
-from grpo.config import Choice
+from grpo.config import Choice, LearnerConfig
+from grpo.learner.flops import ModelShape
 from grpo.learner.group import LearnerGroup
+from grpo.learner.memory import LearnerSetting
 from grpo.learner.spec import LearnerSpec
 from tests.e2e.conftest import learner_spec, start_learner
 from tests.e2e.steps import RULES, batch, one_and_two_ranks, weights, worst_cut
@@ -87,3 +90,16 @@ def test_the_exported_folder_loads_in_transformers_and_scores_alike(learners, tm
         logprobs = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
     expected = [float(logprobs[i, t]) for i, t in enumerate(tokens[1:])]
     assert np.allclose(group.score(tokens), expected, atol=1e-5)
+
+
+def test_deepspeed_has_the_buckets_that_the_prediction_of_memory_counts_on():
+    """Its own would hold 2 GB of gradients back and step a whole shard's temporaries at once."""
+    from grpo.learner.zero import zero_config
+
+    zero = zero_config(LearnerConfig(), "float32")["zero_optimization"]
+    setting = LearnerSetting(
+        shape=ModelShape.of(Qwen3Config()), dtype="float32", device="cpu", ranks=1, tokens=1,
+        targets=1,
+    )  # fmt: skip
+    assert zero["reduce_bucket_size"] == setting.reduce_bucket == 50_000_000
+    assert zero["sub_group_size"] == setting.sub_group == 100_000_000

@@ -112,3 +112,22 @@ def test_every_term_is_logged(learners):
     assert metrics["mismatch/kl"] >= 0
     assert metrics["learn/loss"] != metrics["learn/pg_loss"], "entropy is part of the loss"
     assert group.step(0, 1)["learn/kl_reference"] > 0
+
+
+def test_a_mini_batch_is_held_against_the_weights_that_sampled_it_whichever_step_it_is_for(
+    learners,
+):
+    """The first mini-batch's own step keeps those logprobs, the others are scored before it."""
+    from grpo.batch import cut
+
+    group, first = learners[1]
+    data = cut(batch("balanced", {}), 1, 10**6)
+    moved: list[float] = []
+    for minibatches, second in (([data], 0), ([data, data], 1)):
+        group.restore(first)
+        group.load(minibatches)
+        group.remember_logprobs()
+        assert group.step(0, 0)["learn/kl_old_new"] == pytest.approx(0, abs=1e-9)
+        moved.append(group.step(second, 1)["learn/kl_old_new"])
+    assert moved[0] > 1e-6
+    assert moved[1] == pytest.approx(moved[0], rel=1e-5)

@@ -8,6 +8,7 @@ import torch
 
 from grpo.config import Recipe
 from grpo.errors import RunError
+from grpo.packing import QUADRATIC_LENGTH
 from grpo.step import Updater
 from grpo.types import Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
 
@@ -64,6 +65,17 @@ def test_one_optimizer_step_needs_no_logprobs_of_its_own():
     taken, metrics = under_test.update(under_test.advantages(MIXED), 5)
     assert (taken, learner.steps, learner.remembered) == (1, [(0, 5)], 0)
     assert metrics["learn/loss"] == 5
+
+
+def test_ranks_wait_for_the_one_whose_sequences_cost_more():
+    update, learner = updater()
+    _, metrics = update.update(update.advantages(MIXED), 0)
+    assert metrics["learn/imbalance"] == 0, "a rank alone waits for nobody"
+    learner.workers.append(object())
+    _, metrics = update.update(update.advantages(MIXED), 0)
+    # 3 + 5 tokens and 4 + 4: as many, but attention is quadratic, 34 against 32.
+    eight = (8 + 34 / QUADRATIC_LENGTH, 8 + 32 / QUADRATIC_LENGTH)
+    assert metrics["learn/imbalance"] == pytest.approx(1 - sum(eight) / (2 * max(eight)))
 
 
 def test_passes_and_minibatches_are_steps_under_one_set_of_old_logprobs():

@@ -1,0 +1,60 @@
+"""What an engine on a CPU is started with, and how engines and learner share the cores."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from grpo.loading import load_recipe
+from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
+from grpo.session import engine_threads, learner_threads
+
+TINY = Path("recipes/tiny_cpu.yaml")
+
+
+@pytest.fixture(autouse=True)
+def eight_cores_and_no_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for module in ("grpo.rollout.engine", "grpo.session"):
+        monkeypatch.setattr(f"{module}.on_gpu", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "of_an_engine", "of_a_rank"),
+    [
+        ([], 8, 8),
+        (["rollout.engines=2", "learner.ranks=2"], 4, 4),
+        (["schedule.max_staleness=1"], 4, 4),
+        (["schedule.max_staleness=1", "rollout.engines=2", "learner.ranks=4"], 2, 1),
+        (["rollout.engines=16"], 1, 8),
+        (["rollout.tensor_parallel=2"], None, 8),
+        (["rollout.tensor_parallel=2", "schedule.max_staleness=1"], 4, 4),
+    ],
+)
+def test_all_eight_cores_are_shared_out_and_by_halves_where_both_sides_work_at_once(
+    overrides: list[str], of_an_engine: int | None, of_a_rank: int
+):
+    recipe = load_recipe(TINY, overrides)
+    assert engine_threads(recipe) == of_an_engine
+    assert learner_threads(recipe) == of_a_rank
+
+
+def spec(tensor_parallel: int) -> EngineSpec:
+    return EngineSpec("model", "float32", 0, None, tensor_parallel, "gloo", {"max_num_seqs": 7})
+
+
+def test_an_engine_of_one_worker_computes_in_its_own_process():
+    assert engine_arguments(spec(1))["distributed_executor_backend"] == "uni"
+    environment = engine_environment(threads=3)
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert engine_environment()["OMP_NUM_THREADS"] == "8"
+
+
+def test_an_engine_of_two_workers_has_a_process_for_each():
+    assert engine_arguments(spec(2))["distributed_executor_backend"] == "mp"
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_environment(tensor_parallel=2)
+
+
+def test_what_the_recipe_says_of_the_engine_goes_before_our_own_choice():
+    assert engine_arguments(spec(1))["max_num_seqs"] == 7
