@@ -52,6 +52,8 @@ def engine_environment(threads: int | None = None, tensor_parallel: int = 1) -> 
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(threads or len(os.sched_getaffinity(0))),
+            # A thread that waits for another leaves its core to the requests' bookkeeping.
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
     return variables
 
