@@ -128,7 +128,7 @@ def shown(value: float, what: str) -> str:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--tokens", type=int, default=4096)
-    arguments.add_argument("--rounds", type=int, default=2, help="of float32; bfloat16 takes one")
+    arguments.add_argument("--rounds", type=int, default=1, help="of float32; bfloat16 takes one")
     arguments.add_argument("--bfloat16", action="store_true", help="measure it as well")
     arguments.add_argument("--environment", type=Path, default=Path(".bench/trl"), help="of TRL")
     chosen = arguments.parse_args()
