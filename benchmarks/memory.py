@@ -16,21 +16,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Row, Spread, command, made_up_batch, parser, peak_rss, report, start_peak
+from common import (
+    QWEN3_06B,
+    Row,
+    Spread,
+    command,
+    made_up_batch,
+    parser,
+    peak_rss,
+    report,
+    start_peak,
+)
 
 GIB = 1 << 30
 PROMPT = 128
-QWEN3_06B = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "intermediate_size": 3072,
-    "vocab_size": 151_936,
-    "max_position_embeddings": 40_960,
-    "tie_word_embeddings": True,
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

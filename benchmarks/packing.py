@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import Row, Spread, command, in_turns, parser, report
+from common import SMALL_QWEN3, Row, Spread, command, in_turns, parser, report
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -25,16 +25,13 @@ from grpo.learner.policy import Policy
 from grpo.packing import cut
 from grpo.types import Batch
 
-VOCABULARY, ROWS, BUDGET, ROUNDS = 4096, 8, 4096, 3
+VOCABULARY = SMALL_QWEN3["vocab_size"]
+ROWS, BUDGET, ROUNDS = 8, 4096, 3
 
 
 def make_policy(implementation: str) -> Policy:
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    config = Qwen3Config(**SMALL_QWEN3)  # pyright: ignore[reportArgumentType]
     return Policy(AutoModelForCausalLM.from_config(config, attn_implementation=implementation), 1.0)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Row, Spread, command, made_up_batch, parser, report
+from common import SMALL_QWEN3, Row, Spread, command, made_up_batch, parser, report
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo.cluster import Cluster
@@ -27,7 +27,8 @@ from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 from grpo.packing import cut
 
-VOCABULARY, PROMPT, ROUNDS = 4096, 16, 5
+VOCABULARY = SMALL_QWEN3["vocab_size"]
+PROMPT, ROUNDS = 16, 5
 GROUP_SIZES, LENGTHS = (4, 8, 16, 32), (64, 128, 256, 512)
 LENGTH, GROUP_SIZE, GROUPS = 128, 8, 2
 BUDGET = 4096
@@ -36,11 +37,7 @@ Size = tuple[int, int]  # answers of a group, tokens of a sequence
 
 def save_model(folder: Path) -> None:
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )  # fmt: skip
+    config = Qwen3Config(**SMALL_QWEN3)  # pyright: ignore[reportArgumentType]
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Row, Spread, command, parser, report
+from common import QWEN3_06B, Row, Spread, command, parser, report
 
 from grpo.cluster import Cluster, Worker, _Host, free_port, gather
 from grpo.config import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
@@ -49,11 +49,9 @@ def build(folder: Path, layers: int) -> None:
     """The shapes of Qwen3-0.6B with random weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        vocab_size=151_936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=layers,
-        num_attention_heads=16, num_key_value_heads=8, head_dim=128, max_position_embeddings=2048,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, dtype="bfloat16",
-    )  # fmt: skip
+    shape: dict[str, Any] = QWEN3_06B | {"num_hidden_layers": layers}
+    shape |= {"max_position_embeddings": 2048}
+    config = Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, dtype="bfloat16")
     torch.manual_seed(0)
     model: Any = Qwen3ForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)

@@ -9,8 +9,8 @@ learner.shared_prefix on and checkpoints, evaluations and the logging of answers
 changes its recipe.
 
 The task is sums of 2 to 12 terms, whose answers differ in length as natural ones do (the standard
-deviation is given in percent of the mean), for a model of 3.2 M parameters; it is built first, in six
-minutes, where it is not there yet. `--case demo` is the demo: 0.8 M parameters, short answers,
+deviation is given in percent of the mean), for a model of 3.2 M parameters; it is built first, in
+six minutes, where it is not there yet. `--case demo` is the demo: 0.8 M parameters, short answers,
 where vLLM's fixed cost of a step outweighs what the step computes.
 
 TRL runs in an environment of its own, made by uv where it is not there yet, and samples with

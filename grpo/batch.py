@@ -13,7 +13,6 @@ from torch import Tensor
 
 from grpo.algo.advantage import StepRewards
 from grpo.algo.aggregate import token_mean
-from grpo.packing import cut as cut
 from grpo.registry import call
 from grpo.types import Batch, ScoredGroup
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from grpo.config import BuildConfig, Recipe
+from grpo.config import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.learner import memory
+from grpo.learner.build import build_tokenizer, model_config
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting
 from grpo.learner.prepare import looks_local
@@ -24,7 +25,6 @@ GIB = 1 << 30
 LIBRARIES = {"cuda": 1.0 * GIB, "cpu": 0.8 * GIB}
 # vLLM's own default share of a GPU.
 ENGINE_SHARE = 0.9
-_SPECIAL_TOKENS = 3  # of a built model's vocabulary: padding, end, unknown
 _FEWEST_TOKENS = 512  # a smaller micro-batch would not be worth a forward pass
 
 
@@ -117,8 +117,9 @@ def model_shape(recipe: Recipe) -> ModelShape:
     """From config.json alone, of a folder or the Hugging Face hub, or from what is to be built."""
     path = recipe.model.path
     if path is None:
-        assert recipe.model.build is not None
-        return _built_shape(recipe.model.build)
+        build = recipe.model.build
+        assert build is not None
+        return ModelShape.of(model_config(build, build_tokenizer(build)))
     folder = Path(path).expanduser()
     if looks_local(path) and not (folder / "config.json").is_file():
         raise UserError(f"model.path {path!r} has no config.json: point it at a model folder")
@@ -132,32 +133,18 @@ def model_shape(recipe: Recipe) -> ModelShape:
     return ModelShape.of(config)
 
 
-def _built_shape(build: BuildConfig) -> ModelShape:
-    return ModelShape(
-        layers=build.layers,
-        hidden=build.hidden_size,
-        heads=build.heads,
-        kv_heads=build.kv_heads,
-        head_dim=build.head_dim,
-        intermediate=build.intermediate_size,
-        vocab=_SPECIAL_TOKENS + len({*build.pieces, *build.alphabet}),
-        tied=build.tie_embeddings,
-        qk_norm=True,
-    )
-
-
 def learner_setting(recipe: Recipe, shape: ModelShape, device: Device) -> LearnerSetting:
     """A rank at its largest micro-batch: full, or one longest answer where that is more."""
-    learner = recipe.learner
+    learner, model = recipe.learner, recipe.model
     tokens = max(learner.micro_batch_tokens, longest_sequence(recipe))
     return LearnerSetting(
         shape=shape,
-        dtype=recipe.model.dtype,
+        dtype=model.dtype,
         device=device.kind,
         ranks=learner.ranks,
         tokens=tokens,
         targets=tokens,
-        checkpoint_every=1 if recipe.model.gradient_checkpointing else 0,
+        checkpoint_every=model.checkpoint_every if model.gradient_checkpointing else 0,
         optimizer=learner.optimizer,
         offload_optimizer=learner.offload_optimizer,
         bucket_bytes=recipe.sync.bucket_mib << 20,
@@ -270,12 +257,17 @@ def _without_needless(
 def _changes(recipe: Recipe) -> list[list[_Change]]:
     """What can be given up, kind by kind by what it costs, each from mild to strong."""
     learner, rollout = recipe.learner, recipe.rollout
-    checkpointing: list[_Change] = [("model", "gradient_checkpointing", True)]
+    model = recipe.model
+    checkpointing: list[_Change] = []
+    if not model.gradient_checkpointing:
+        checkpointing = [("model", "gradient_checkpointing", True)]
+    elif model.checkpoint_every > 1:
+        checkpointing = [("model", "checkpoint_every", 1)]
     fewest = max(_FEWEST_TOKENS, longest_sequence(recipe))
     tokens = [learner.micro_batch_tokens // 2**n for n in range(1, 16)]
     apart = recipe.placement != "colocated"
     return [
-        checkpointing if not recipe.model.gradient_checkpointing else [],
+        checkpointing,
         [("learner", "micro_batch_tokens", n) for n in tokens if n >= fewest],
         [] if learner.offload_optimizer else [("learner", "offload_optimizer", True)],
         [("learner", "ranks", learner.ranks * 2**n) for n in range(1, 7) if apart],

@@ -9,7 +9,6 @@ from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.shadow import shadow_metrics
 from grpo.batch import (
-    cut,
     make_batch,
     rollout_lengths,
     split_minibatches,
@@ -19,7 +18,7 @@ from grpo.batch import (
 from grpo.config import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
-from grpo.packing import imbalance
+from grpo.packing import cut, imbalance
 from grpo.types import Batch, ScoredGroup
 
 

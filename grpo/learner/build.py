@@ -41,22 +41,24 @@ def build_model(
 ) -> Qwen3ForCausalLM:
     """A Qwen3 of the given shape with random weights (float32)."""
     torch.manual_seed(seed)
+    return Qwen3ForCausalLM(model_config(config, tokenizer))
+
+
+def model_config(config: BuildConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     ids = tokenizer.get_vocab()
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.context,
-            tie_word_embeddings=config.tie_embeddings,
-            bos_token_id=None,
-            eos_token_id=ids[END],
-            pad_token_id=ids[PAD],
-        )
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=config.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=ids[END],
+        pad_token_id=ids[PAD],
     )
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from grpo.cluster import Cluster
 from grpo.config import Choice, RegularizationConfig
 from grpo.learner.group import LearnerGroup
+from grpo.packing import cut
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import after_two_steps, batch, one_and_two_ranks, weights, worst_cut
@@ -100,8 +101,6 @@ def test_no_cut_changes_a_step_with_every_term_on(learners, tmp_path: Path):
 
 
 def test_every_term_is_logged(learners):
-    from grpo.batch import cut
-
     group, first = learners[1]
     group.restore(first)
     group.load([cut(batch("balanced", {}), 1, 10**6)])
@@ -118,8 +117,6 @@ def test_a_mini_batch_is_held_against_the_weights_that_sampled_it_whichever_step
     learners,
 ):
     """The first mini-batch's own step keeps those logprobs, the others are scored before it."""
-    from grpo.batch import cut
-
     group, first = learners[1]
     data = cut(batch("balanced", {}), 1, 10**6)
     moved: list[float] = []

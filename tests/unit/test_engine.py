@@ -53,7 +53,16 @@ def test_an_engine_of_one_worker_computes_in_its_own_process():
 
 def test_an_engine_of_two_workers_has_a_process_for_each():
     assert engine_arguments(spec(2))["distributed_executor_backend"] == "mp"
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in engine_environment(tensor_parallel=2)
+    environment = engine_environment(tensor_parallel=2)
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "auto"
+
+
+@pytest.mark.parametrize(("threads", "of_a_worker"), [(4, "2"), (5, "2"), (1, "1")])
+def test_an_engines_threads_are_shared_out_among_its_workers(threads: int, of_a_worker: str):
+    environment = engine_environment(threads, tensor_parallel=2)
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert environment["OMP_NUM_THREADS"] == of_a_worker
 
 
 def test_what_the_recipe_says_of_the_engine_goes_before_our_own_choice():

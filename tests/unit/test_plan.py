@@ -174,6 +174,22 @@ def test_each_change_that_is_named_makes_it_fit(recipe: Recipe):
         assert all(phase.fits for phase in plan(changed, shape, device)), change
 
 
+def test_what_every_second_layer_keeps_is_counted_and_can_be_given_up(recipe: Recipe):
+    sparse = recipe.model_copy(
+        update={"model": recipe.model.model_copy(update={"checkpoint_every": 2})}
+    )
+    shape, device = model_shape(recipe), Device("cuda", 80)
+    every, second = (
+        next(phase for phase in plan(r, shape, device) if phase.name == "layer backward")
+        for r in (recipe, sparse)
+    )
+    # 14 layers keep everything, not their input of 16,384 x 1,024 values of two bytes alone.
+    kept = second.parts["activations"] - every.parts["activations"]
+    assert kept > 14 * 16_384 * 1024 * 2
+    tight = Device("cuda", every.total / GIB)
+    assert "model.checkpoint_every=1" in changes_that_fit(sparse, shape, tight)
+
+
 def test_where_nothing_helps_nothing_is_named(recipe: Recipe):
     assert changes_that_fit(recipe, model_shape(recipe), Device("cuda", 0.5)) == []
 
