@@ -28,7 +28,7 @@ from grpo.learner.spec import LearnerSpec
 from grpo.packing import cut
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]
-PROMPT, ROUNDS = 16, 5
+PROMPT, ROUNDS = 16, 3
 GROUP_SIZES, LENGTHS = (4, 8, 16, 32), (64, 128, 256, 512)
 LENGTH, GROUP_SIZE, GROUPS = 128, 8, 2
 BUDGET = 4096

@@ -22,6 +22,9 @@ from grpo.config import LoggingConfig
 from grpo.errors import UserError
 from grpo.types import ScoredGroup
 
+# Nats a token between the weights that sampled and those that learn: with more the demo unlearns
+# (docs/speed.md), with a fifth of it, it learns as on-policy.
+FAR_POLICY = 0.03
 ON_THE_MEAN = 1e-9  # a reward this close to its group's mean is neither above nor below
 
 _ROLLOUT_SCHEMA = pa.schema(
@@ -102,6 +105,17 @@ def staleness_metrics(used: Sequence[ScoredGroup], version: int) -> dict[str, fl
         "staleness/mean": total / tokens,
         "staleness/max": float(version - min(span.version for span in spans)),
     }
+
+
+def drift_warning(step: int, metrics: Mapping[str, float]) -> str | None:
+    """What to tell the user where stale answers come from too different a policy."""
+    if not metrics.get("staleness/max") or metrics.get("mismatch/kl", 0.0) <= FAR_POLICY:
+        return None
+    return (
+        f"step {step}: the weights that sampled are {metrics['mismatch/kl']:.2g} nats a token from "
+        f"those that learn (mismatch/kl); above {FAR_POLICY} stale answers can mislead more than "
+        "they teach. Lower learner.lr, or set schedule.max_staleness=0"
+    )
 
 
 def _positive_minus_negative(groups: Sequence[ScoredGroup]) -> float:

@@ -20,6 +20,7 @@ from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.loading import resolved
 from grpo.metrics import (
     MetricsLog,
+    drift_warning,
     group_metrics,
     open_board,
     staleness_metrics,
@@ -63,6 +64,7 @@ class Trainer:
         self.stop = stop
         self.progress = Progress()
         self.checkpoint_s = 0.0  # of one that was written since the last step
+        self.warned_of_drift = False
 
     @contextmanager
     def opened(self, checkpoint: Path | None) -> Iterator[None]:
@@ -208,6 +210,9 @@ class Trainer:
         self.board.log(step, metrics)
         left_s = (recipe.schedule.steps - step) * metrics["time/step_s"]
         self.screen.step_line(step, recipe.schedule.steps, metrics, left_s)
+        if not self.warned_of_drift and (warning := drift_warning(step, metrics)):
+            self.screen.warn(warning)
+            self.warned_of_drift = True
         every = recipe.logging.samples_every
         if every and step % every == 0:
             self.screen.samples(step, groups.sampled, recipe.logging.samples)

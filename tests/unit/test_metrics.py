@@ -15,6 +15,7 @@ from grpo.metrics import (
     NullBoard,
     WandbBoard,
     _has_wandb_key,
+    drift_warning,
     group_metrics,
     open_board,
     read_metrics,
@@ -91,6 +92,16 @@ def test_staleness_counts_updates_between_sampling_and_learning_token_by_token()
     # learned from weights 3: three tokens of ten are one update old; the last span is empty
     assert staleness_metrics([group], 3) == {"staleness/mean": 0.3, "staleness/max": 1.0}
     assert staleness_metrics([], 3) == {}
+
+
+def test_stale_answers_of_a_far_policy_are_warned_of_and_nothing_else_is() -> None:
+    far = {"staleness/max": 1.0, "mismatch/kl": 0.13}
+    warning = drift_warning(4, far)
+    assert warning and warning.startswith("step 4: the weights that sampled are 0.13 nats a token")
+    assert "learner.lr" in warning and "schedule.max_staleness=0" in warning
+    assert drift_warning(4, far | {"mismatch/kl": 0.03}) is None
+    assert drift_warning(4, far | {"staleness/max": 0.0}) is None, "that is no staleness"
+    assert drift_warning(4, {}) is None, "a step without an update"
 
 
 def test_a_log_line_is_one_json_object_with_null_for_what_json_lacks(tmp_path: Path) -> None:
