@@ -26,7 +26,7 @@ from grpo.packing import cut
 from grpo.types import Batch
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]
-ROWS, BUDGET, ROUNDS = 8, 4096, 3
+ROWS, BUDGET, ROUNDS = 8, 4096, 2
 
 
 def make_policy(implementation: str) -> Policy:

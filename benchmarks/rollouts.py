@@ -30,7 +30,7 @@ from grpo.rollout.sampling import Sampling, group_seed
 from grpo.sync.transport import BACKENDS
 from grpo.types import Prompt
 
-PROMPTS, SIBLINGS, MAX_TOKENS, ROUNDS = 16, 16, 96, 6
+PROMPTS, SIBLINGS, MAX_TOKENS, ROUNDS = 16, 16, 96, 4
 
 
 class Bare:

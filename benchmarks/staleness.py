@@ -76,7 +76,7 @@ def accuracy_of(run: Path, steps: int) -> tuple[float, float, float]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--steps", type=int, default=14)
+    arguments.add_argument("--steps", type=int, default=10)
     arguments.add_argument("--rounds", type=int, default=1)
     arguments.add_argument("--accuracy", action="store_true")
     asked = arguments.parse_args()

@@ -1,6 +1,6 @@
 """Weights from the ZeRO-3 learner into a running vLLM, against a plain copy of as many bytes.
 
-    .venv/bin/python benchmarks/sync.py [--layers 28] [--rounds 5] [--json FILE]
+    .venv/bin/python benchmarks/sync.py [--layers 28] [--rounds 3] [--json FILE]
 
 A Qwen3 of 0.6 B parameters (random weights, bfloat16, 1.19 GB) is held by one learner rank and by
 one vLLM engine, each in a process of its own. Two things are measured, in turns within one run:
@@ -225,7 +225,7 @@ def measure(bench: Bench, rounds: int, updates: list[str]) -> tuple[dict[str, An
 def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--layers", type=int, default=28)
-    asked.add_argument("--rounds", type=int, default=5)
+    asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--bucket-mib", type=int, default=SyncConfig().bucket_mib)
     options = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder, "logs")) as cluster:

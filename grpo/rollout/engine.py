@@ -49,8 +49,8 @@ def engine_environment(threads: int | None = None, tensor_parallel: int = 1) -> 
         if threads:
             variables["OMP_NUM_THREADS"] = str(max(1, threads // tensor_parallel))
     else:
-        # The engine computes in its own process. In vLLM's usual second one it would keep a core
-        # busy asking whether a step is done: a quarter more tokens/s without, on two cores.
+        # The engine's core computes itself. With vLLM's usual worker process behind it, it keeps a
+        # core busy asking whether a step is done: a quarter more tokens/s without, on two cores.
         variables |= {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
