@@ -39,7 +39,7 @@ BENCHMARKS = (
     Benchmark("head", 300),
     Benchmark("packing", 300),
     Benchmark("sync", 300),
-    Benchmark("staleness", 420),
+    Benchmark("staleness", 480),
     Benchmark("scaling", 240),
 )
 

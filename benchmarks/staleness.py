@@ -1,7 +1,7 @@
 """Sampling ahead of the learner (schedule.max_staleness 1) against taking turns (0): seconds of a
 step, and with --accuracy the held-out accuracy of both at the end.
 
-    .venv/bin/python benchmarks/staleness.py [--json FILE]                       # about 4 minutes
+    .venv/bin/python benchmarks/staleness.py [--json FILE]                       # about 6 minutes
     .venv/bin/python benchmarks/staleness.py --steps 80 --accuracy [--json FILE]        # about 15
 
 Both sides run recipes/tiny_cpu.yaml with the same seed from the same warm-started model (that of
@@ -76,7 +76,7 @@ def accuracy_of(run: Path, steps: int) -> tuple[float, float, float]:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--steps", type=int, default=10)
+    arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--rounds", type=int, default=1)
     arguments.add_argument("--accuracy", action="store_true")
     asked = arguments.parse_args()

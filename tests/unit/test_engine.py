@@ -24,14 +24,14 @@ def eight_cores_and_no_gpu(monkeypatch: pytest.MonkeyPatch):
     [
         ([], 8, 8),
         (["rollout.engines=2", "learner.ranks=2"], 4, 4),
-        (["schedule.max_staleness=1"], 4, 4),
-        (["schedule.max_staleness=1", "rollout.engines=2", "learner.ranks=4"], 2, 1),
+        (["schedule.max_staleness=1"], 4, 8),
+        (["schedule.max_staleness=1", "rollout.engines=2", "learner.ranks=4"], 2, 2),
         (["rollout.engines=16"], 1, 8),
         (["rollout.tensor_parallel=2"], None, 8),
-        (["rollout.tensor_parallel=2", "schedule.max_staleness=1"], 4, 4),
+        (["rollout.tensor_parallel=2", "schedule.max_staleness=1"], 4, 8),
     ],
 )
-def test_all_eight_cores_are_shared_out_and_by_halves_where_both_sides_work_at_once(
+def test_all_eight_cores_are_shared_out_and_engines_take_half_where_both_sides_work_at_once(
     overrides: list[str], of_an_engine: int | None, of_a_rank: int
 ):
     recipe = load_recipe(TINY, overrides)
@@ -43,7 +43,7 @@ def spec(tensor_parallel: int) -> EngineSpec:
     return EngineSpec("model", "float32", 0, None, tensor_parallel, "gloo", {"max_num_seqs": 7})
 
 
-def test_an_engine_of_one_worker_computes_in_its_own_process():
+def test_an_engine_of_one_worker_has_no_process_for_it_beside_the_engines_core():
     assert engine_arguments(spec(1))["distributed_executor_backend"] == "uni"
     environment = engine_environment(threads=3)
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
