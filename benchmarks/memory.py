@@ -50,7 +50,7 @@ class Case:
     def config(self) -> Any:
         from transformers import Qwen3Config
 
-        return Qwen3Config(**(QWEN3_06B | self.changes))  # pyright: ignore[reportArgumentType]
+        return Qwen3Config(**(QWEN3_06B | self.changes))
 
 
 def save_model(case: Case, folder: Path) -> None:

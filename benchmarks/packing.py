@@ -31,7 +31,7 @@ ROWS, BUDGET, ROUNDS = 8, 4096, 2
 
 def make_policy(implementation: str) -> Policy:
     torch.manual_seed(0)
-    config = Qwen3Config(**SMALL_QWEN3)  # pyright: ignore[reportArgumentType]
+    config = Qwen3Config(**SMALL_QWEN3)
     return Policy(AutoModelForCausalLM.from_config(config, attn_implementation=implementation), 1.0)
 
 

@@ -37,7 +37,7 @@ Size = tuple[int, int]  # answers of a group, tokens of a sequence
 
 def save_model(folder: Path) -> None:
     torch.manual_seed(0)
-    config = Qwen3Config(**SMALL_QWEN3)  # pyright: ignore[reportArgumentType]
+    config = Qwen3Config(**SMALL_QWEN3)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 

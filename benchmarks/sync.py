@@ -49,8 +49,7 @@ def build(folder: Path, layers: int) -> None:
     """The shapes of Qwen3-0.6B with random weights."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    shape: dict[str, Any] = QWEN3_06B | {"num_hidden_layers": layers}
-    shape |= {"max_position_embeddings": 2048}
+    shape = QWEN3_06B | {"num_hidden_layers": layers, "max_position_embeddings": 2048}
     config = Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, dtype="bfloat16")
     torch.manual_seed(0)
     model: Any = Qwen3ForCausalLM(config)

@@ -256,8 +256,7 @@ def _without_needless(
 
 def _changes(recipe: Recipe) -> list[list[_Change]]:
     """What can be given up, kind by kind by what it costs, each from mild to strong."""
-    learner, rollout = recipe.learner, recipe.rollout
-    model = recipe.model
+    model, learner, rollout = recipe.model, recipe.learner, recipe.rollout
     checkpointing: list[_Change] = []
     if not model.gradient_checkpointing:
         checkpointing = [("model", "gradient_checkpointing", True)]

@@ -45,6 +45,7 @@ def build_model(
 
 
 def model_config(config: BuildConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """Of the model that `build_model` makes, without its weights."""
     ids = tokenizer.get_vocab()
     return Qwen3Config(
         vocab_size=len(tokenizer),
