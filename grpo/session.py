@@ -161,21 +161,24 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
 
 
 def engine_threads(recipe: Recipe) -> int | None:
-    """Threads of an engine on CPU: its share of all cores, or of half of them where the learner
-    works at the same time. None leaves cores to vLLM."""
+    """Threads of an engine on CPU: its share of the engines' cores. None leaves cores to vLLM."""
     engines = recipe.rollout.engines
     at_once = recipe.schedule.max_staleness > 0
     if recipe.rollout.tensor_parallel > 1 and engines == 1 and not at_once:
         return None
-    cores = len(os.sched_getaffinity(0))
-    return max(1, (cores // 2 if at_once else cores) // engines)
+    return max(1, _cores(recipe) // engines)
 
 
 def learner_threads(recipe: Recipe) -> int:
-    """Threads of a rank on CPU: its share of all cores, also where the engines work at the same
-    time on half of them. The engines' half is never busy all the while, and the learner is what a
-    step takes: a tenth faster so than with a half of its own."""
-    return max(1, len(os.sched_getaffinity(0)) // recipe.learner.ranks)
+    """Threads of a rank on CPU: its share of the learner's cores."""
+    return max(1, _cores(recipe) // recipe.learner.ranks)
+
+
+def _cores(recipe: Recipe) -> int:
+    """What engines and learner have each: all cores where they take turns, half of them where they
+    work at the same time. A thread that shares its core holds up those that wait for it."""
+    cores = len(os.sched_getaffinity(0))
+    return cores // 2 if recipe.schedule.max_staleness else cores
 
 
 def run_folder(recipe: Recipe) -> Path:

@@ -24,14 +24,14 @@ def eight_cores_and_no_gpu(monkeypatch: pytest.MonkeyPatch):
     [
         ([], 8, 8),
         (["rollout.engines=2", "learner.ranks=2"], 4, 4),
-        (["schedule.max_staleness=1"], 4, 8),
-        (["schedule.max_staleness=1", "rollout.engines=2", "learner.ranks=4"], 2, 2),
+        (["schedule.max_staleness=1"], 4, 4),
+        (["schedule.max_staleness=1", "rollout.engines=2", "learner.ranks=4"], 2, 1),
         (["rollout.engines=16"], 1, 8),
         (["rollout.tensor_parallel=2"], None, 8),
-        (["rollout.tensor_parallel=2", "schedule.max_staleness=1"], 4, 8),
+        (["rollout.tensor_parallel=2", "schedule.max_staleness=1"], 4, 4),
     ],
 )
-def test_all_eight_cores_are_shared_out_and_engines_take_half_where_both_sides_work_at_once(
+def test_all_eight_cores_are_shared_out_and_each_side_has_half_where_both_work_at_once(
     overrides: list[str], of_an_engine: int | None, of_a_rank: int
 ):
     recipe = load_recipe(TINY, overrides)
