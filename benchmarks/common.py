@@ -19,12 +19,15 @@ import platform
 import re
 import shlex
 import statistics
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +208,19 @@ def report(
     }
     json_path.parent.mkdir(parents=True, exist_ok=True)
     json_path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def accepted(listener: Listener, process: subprocess.Popen[Any], log: Path) -> Any:
+    """The connection that a process was started to make; ends with the last words of its log where
+    it ends before."""
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
+    waiting.start()
+    while not found:
+        waiting.join(0.5)
+        if process.poll() is not None:
+            sys.exit(f"the other side ended before it began:\n{log.read_text()[-2000:]}")
+    return found[0]
 
 
 def demo_model() -> Path:

@@ -30,7 +30,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
-from common import Row, Spread, built_model, command, demo_model, parser, report
+from common import Row, Spread, accepted, built_model, command, demo_model, parser, report
 
 from grpo.config import Recipe
 from grpo.console import Screen
@@ -207,7 +206,7 @@ def train_both(python: Path, recipe: Recipe, model: Path) -> tuple[TakingTurns, 
     with Listener(wanted["socket"]) as listener, (out / "log").open("w") as log:
         process = subprocess.Popen(rival, env=variables, stdout=log, stderr=subprocess.STDOUT)
         try:
-            line = _accept(listener, process, out / "log")
+            line = accepted(listener, process, out / "log")
             installed = line.recv()
             screen = TakingTurns(line)
             train(recipe, screen, "never")
@@ -216,18 +215,6 @@ def train_both(python: Path, recipe: Recipe, model: Path) -> tuple[TakingTurns, 
             process.kill()
             process.wait()
     return screen, installed
-
-
-def _accept(listener: Listener, process: subprocess.Popen[bytes], log: Path) -> Any:
-    """The rival's connection; an error with its own words where it ends before it calls."""
-    found: list[Any] = []
-    waiting = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
-    waiting.start()
-    while not found:
-        waiting.join(0.5)
-        if process.poll() is not None:
-            sys.exit(f"TRL's side ended before it began:\n{log.read_text()[-2000:]}")
-    return found[0]
 
 
 def environment(folder: Path) -> Path:
