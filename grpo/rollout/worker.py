@@ -41,8 +41,8 @@ class RolloutWorker:
         self._engine = AsyncLLM.from_engine_args(args)
         await self._engine.update_weight_version("0")
         # vLLM hands over every token of every answer as objects of its own. The collector would
-        # look through all that was imported each time some thousands have come: two thirds of what
-        # it costs to take them in. What is here now stays to the end.
+        # look through all that was imported each time some thousands have come, which is most of
+        # what it costs to take them in. What is here now stays to the end.
         gc.collect()
         gc.freeze()
         self._open.set()
