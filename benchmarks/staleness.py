@@ -57,6 +57,10 @@ def main() -> None:
     arguments.add_argument("--prompts", type=int, default=16)
     arguments.add_argument("--accuracy", action="store_true")
     asked = arguments.parse_args()
+    if asked.steps < 2 * BLOCK:
+        arguments.error(
+            f"--steps {asked.steps}: at least {2 * BLOCK}, as the first {BLOCK} do not count"
+        )
     same = [
         *SAME, f"model.path={demo_model()}", f"rollout.prompts={asked.prompts}",
         f"schedule.steps={asked.steps}", f"eval.at_end={str(asked.accuracy).lower()}",

@@ -81,14 +81,13 @@ def _has_worked(line: Any, process: subprocess.Popen[bytes], log: Path) -> bool:
 
 
 def block_seconds(run: Path, block: int) -> list[float]:
-    """The median seconds of a step in each block but the first: from one line of metrics.jsonl to
-    the next, so that whatever is done between two steps is in it."""
+    """The median seconds of a step in each whole block but the first: from one line of
+    metrics.jsonl to the next, so that whatever is done between two steps is in it."""
     times = {row["step"]: row["time"] for row in steps(run)}
     seconds = {b: times[b] - times[a] for a, b in itertools.pairwise(sorted(times))}
     found: list[float] = []
-    for first in range(block + 1, max(times) + 1, block):
-        counted = range(first + UNCOUNTED, first + block)
-        found.append(median(seconds[step] for step in counted if step in seconds))
+    for first in range(block + 1, max(times) - block + 2, block):
+        found.append(median(seconds[step] for step in range(first + UNCOUNTED, first + block)))
     return found
 
 
