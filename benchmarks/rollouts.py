@@ -94,10 +94,11 @@ def main(arguments: argparse.Namespace) -> None:
     rates: dict[str, list[float]] = {"grpo": [], "vllm": []}
     with Cluster(Path(tempfile.mkdtemp())) as cluster:
         pool = RolloutPool(cluster.rollout_workers(spec, 1, None), 600)
-        pool.start()
         options = {"runtime_env": {"env_vars": engine_environment()}, "num_cpus": 0}
         bare = ray.remote(Bare).options(**options).remote(spec)
-        ray.get(bare.start.remote())
+        bare_started = bare.start.remote()
+        pool.start()
+        ray.get(bare_started)
         sides = {
             "grpo": lambda prompts, step: ours(pool, prompts, step),
             "vllm": lambda prompts, step: ray.get(bare.round.remote(prompts, step)),

@@ -4,7 +4,7 @@
 
 Writes bench.json and bench.md into the folder. One that fails or outlasts its time is said so in
 both, the others go on, and the exit code is 1. An aim that is not met is no failure: the table says
-it. About 25 minutes on two cores, seven of them for what is made the first time: two small models
+it. About 20 minutes on two cores, five of them for what is made the first time: two small models
 and TRL's environment.
 """
 

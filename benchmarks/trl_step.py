@@ -10,8 +10,8 @@ changes its recipe.
 
 The task is sums of 2 to 12 terms, whose answers differ in length as natural ones do (the standard
 deviation is given in percent of the mean), for a model of 3.2 M parameters; it is built first, in
-six minutes, where it is not there yet. `--case demo` is the demo: 0.8 M parameters, short answers,
-where vLLM's fixed cost of a step outweighs what the step computes.
+three to four minutes, where it is not there yet. `--case demo` is the demo: 0.8 M parameters, short
+answers, where vLLM's fixed cost of a step outweighs what the step computes.
 
 TRL runs in an environment of its own, made by uv where it is not there yet, and samples with
 transformers' generate: its vLLM path needs CUDA (it loads weights into the live engine, which
@@ -31,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Listener
@@ -106,11 +106,17 @@ class Run:
 
 
 class TakingTurns(Screen):
-    """The trainer's screen, which hands the machine to TRL when a step of ours is over."""
+    """The trainer's screen, which hands the machine to TRL when a step of ours is over.
 
-    def __init__(self, line: Any):
+    `connect` waits for TRL and gives the line to it. Both start at once, so that it is called after
+    our first step.
+    """
+
+    def __init__(self, connect: Callable[[], Any]):
         super().__init__(sys.stderr)
-        self._line = line
+        self._connect = connect
+        self._line: Any = None
+        self.installed: dict[str, str] = {}  # versions in TRL's environment
         self._resumed = time.perf_counter()
         self.ours, self.theirs = Run(), Run()
         self.spreads: list[float] = []  # of our lengths: deviation over mean
@@ -122,6 +128,9 @@ class TakingTurns(Screen):
         seconds = time.perf_counter() - self._resumed
         self.ours.add(seconds, metrics["reward/mean"], metrics["length/mean"])
         self.spreads.append(metrics["length/cv"])
+        if self._line is None:
+            self._line = self._connect()
+            self.installed = self._line.recv()
         self._line.send("your turn")
         rival = self._line.recv()
         self.theirs.add(rival["seconds"], rival["reward"], rival["length"])
@@ -192,8 +201,8 @@ def settings(recipe: Recipe, model: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def train_both(python: Path, recipe: Recipe, model: Path) -> tuple[TakingTurns, dict[str, str]]:
-    """Both runs to their end, and the versions of TRL's environment."""
+def train_both(python: Path, recipe: Recipe, model: Path) -> TakingTurns:
+    """Both runs to their end."""
     shutil.rmtree(run_folder(recipe), ignore_errors=True)
     out = Path(recipe.output).resolve() / f"{recipe.name}_rival"
     shutil.rmtree(out, ignore_errors=True)
@@ -206,15 +215,13 @@ def train_both(python: Path, recipe: Recipe, model: Path) -> tuple[TakingTurns, 
     with Listener(wanted["socket"]) as listener, (out / "log").open("w") as log:
         process = subprocess.Popen(rival, env=variables, stdout=log, stderr=subprocess.STDOUT)
         try:
-            line = accepted(listener, process, out / "log")
-            installed = line.recv()
-            screen = TakingTurns(line)
+            screen = TakingTurns(lambda: accepted(listener, process, out / "log"))
             train(recipe, screen, "never")
             process.wait(60)
         finally:
             process.kill()
             process.wait()
-    return screen, installed
+    return screen
 
 
 def environment(folder: Path) -> Path:
@@ -257,7 +264,7 @@ def compare(
     if recipe.schedule.max_staleness:
         sys.exit("schedule.max_staleness must be 0: a sampler that runs ahead takes no turns")
     samples = recipe.rollout.prompts * recipe.rollout.group_size
-    screen, installed = train_both(python, recipe, model)
+    screen = train_both(python, recipe, model)
     ours, theirs = screen.ours, screen.theirs
     facts, rival_facts = ours.facts(samples), theirs.facts(samples)
     ratios = [b / a for a, b in zip(ours.counted_s, theirs.counted_s, strict=True)]
@@ -286,7 +293,7 @@ def compare(
         "ours": facts,
         "trl": rival_facts,
     }
-    return rows, results, installed
+    return rows, results, screen.installed
 
 
 def main(arguments: argparse.Namespace) -> None:

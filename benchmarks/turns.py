@@ -3,7 +3,8 @@
     python benchmarks/turns.py SOCKET STEPS RECIPE [KEY=VALUE ...]   # one of them
 
 Whatever a shared machine does then happens to both. A run stands still while the other works,
-except for what its engines still have to sample: the first steps of a block do not count.
+except for what its engines still have to sample: the first steps of a block do not count. Both
+start at once, and the turns begin after the first step of each.
 """
 
 import itertools
@@ -29,7 +30,8 @@ UNCOUNTED = 2
 
 
 class Turns(Screen):
-    """The trainer's screen, which hands the machine over after every `block` steps."""
+    """The trainer's screen, which waits for its turn after the first step and hands the machine
+    over after every `block` steps."""
 
     def __init__(self, line: Any, block: int):
         super().__init__(sys.stderr)
@@ -40,8 +42,10 @@ class Turns(Screen):
         self, step: int, steps: int, metrics: Mapping[str, float], eta_s: float | None = None
     ) -> None:
         super().step_line(step, steps, metrics, eta_s)
-        if step % self._block == 0 and step < steps:
+        over = step % self._block == 0 and step < steps
+        if over:
             self._line.send(step)
+        if over or step == 1:
             self._line.recv()
 
 
@@ -50,7 +54,7 @@ def in_blocks(recipe: Path, runs: Sequence[Sequence[str]], block: int, folder: P
     have ended; one that fails ends this process. The order is reversed in every second round. What
     they print goes into the folder."""
     with ExitStack() as stack:
-        sides: list[tuple[Any, subprocess.Popen[bytes], Path]] = []
+        started: list[tuple[Listener, subprocess.Popen[bytes], Path]] = []
         for number, overrides in enumerate(runs):
             socket, log = folder / f"socket_{number}", folder / f"log_{number}"
             listener = stack.enter_context(Listener(str(socket)))
@@ -59,7 +63,8 @@ def in_blocks(recipe: Path, runs: Sequence[Sequence[str]], block: int, folder: P
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            sides.append((accepted(listener, process, log), process, log))
+            started.append((listener, process, log))
+        sides = [(accepted(*side), *side[1:]) for side in started]
         while sides:
             for side in list(sides):
                 if not _has_worked(*side):
@@ -98,7 +103,6 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 def main(socket: str, block: str, recipe: str, *overrides: str) -> None:
     with Client(socket) as line:
-        line.recv()
         train(load_recipe(Path(recipe), list(overrides)), Turns(line, int(block)), "never")
 
 
