@@ -13,6 +13,11 @@ UV := .venv-uv/bin/uv
 UV_NEEDED := $(UV)
 endif
 
+# Compiled once, at installation: a run starts half a dozen Pythons, and where none may write bytecode
+# (PYTHONDONTWRITEBYTECODE) each of them would compile vLLM, torch and transformers anew.
+export UV_COMPILE_BYTECODE := 1
+export UV_COMPILE_BYTECODE_TIMEOUT := 600
+
 # On CPU torch comes from the wheels that PIP_FIND_LINKS names, else from PyTorch's own CPU index.
 ifeq ($(EXTRA),cpu)
 INSTALL_FLAGS := --overrides .ci/cpu-overrides.txt
@@ -59,7 +64,7 @@ differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own 
 	$(VENV)/bin/pytest tests/differential $(ARGS)
 
 .PHONY: bench
-bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (25 minutes)
+bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (under 25 minutes)
 	PATH="$(dir $(abspath $(UV))):$$PATH" $(VENV)/bin/python benchmarks/run_all.py $(ARGS)
 
 # Without a network these tests are skipped, and the next run tries again.
