@@ -1,7 +1,7 @@
 """Sampling ahead of the learner (schedule.max_staleness 1) against taking turns (0): seconds of a
 step, and with --accuracy the held-out accuracy of both at the end.
 
-    .venv/bin/python benchmarks/staleness.py [--json FILE]                       # about 3 minutes
+    .venv/bin/python benchmarks/staleness.py [--json FILE]                       # about 4 minutes
     .venv/bin/python benchmarks/staleness.py --steps 80 --accuracy [--json FILE]         # about 9
 
 Both sides run recipes/tiny_cpu.yaml with 16 prompts a step (`--prompts`), learner.shared_prefix and

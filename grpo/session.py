@@ -161,22 +161,26 @@ def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[Rollout
 
 
 def engine_threads(recipe: Recipe) -> int | None:
-    """Threads of an engine on CPU: its share of all cores, or of half of them where the learner
-    works at the same time. None leaves cores to vLLM."""
+    """Threads of an engine on CPU: its share of the engines' cores. None leaves cores to vLLM."""
     engines = recipe.rollout.engines
-    at_once = recipe.schedule.max_staleness > 0
-    if recipe.rollout.tensor_parallel > 1 and engines == 1 and not at_once:
+    if recipe.rollout.tensor_parallel > 1 and engines == 1 and not recipe.schedule.max_staleness:
         return None
-    cores = len(os.sched_getaffinity(0))
-    return max(1, (cores // 2 if at_once else cores) // engines)
+    return max(1, _cores(recipe)[0] // engines)
 
 
 def learner_threads(recipe: Recipe) -> int:
-    """Threads of a rank on CPU: its share of all cores, or of half of them where the engines work
-    at the same time. With more, threads wait for those that have to share a core."""
+    """Threads of a rank on CPU: its share of the learner's cores."""
+    return max(1, _cores(recipe)[1] // recipe.learner.ranks)
+
+
+def _cores(recipe: Recipe) -> tuple[int, int]:
+    """Of the engines and of the learner: all cores where they take turns, half each where they work
+    at the same time, an odd one with the learner. With more, threads wait for those that have to
+    share a core."""
     cores = len(os.sched_getaffinity(0))
-    at_once = recipe.schedule.max_staleness > 0
-    return max(1, (cores - cores // 2 if at_once else cores) // recipe.learner.ranks)
+    if not recipe.schedule.max_staleness:
+        return cores, cores
+    return cores // 2, cores - cores // 2
 
 
 def run_folder(recipe: Recipe) -> Path:
