@@ -24,7 +24,7 @@ from typing import Any
 from common import Row, Spread, command, demo_model, parser, report
 from turns import block_seconds, in_blocks, steps
 
-from grpo.eval_result import load
+from grpo.eval.result import load
 
 RECIPE = Path("recipes/tiny_cpu.yaml")
 BLOCK = 8

@@ -9,7 +9,7 @@ from grpo.algo.advantage import StepRewards
 from grpo.config import BenchmarkConfig, DataConfig, Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
-from grpo.eval_rows import benchmark_rows
+from grpo.eval.rows import benchmark_rows
 from grpo.learner.prepare import check_model_folder, looks_local
 from grpo.registry import call
 from grpo.session import transport_of

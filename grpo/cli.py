@@ -103,7 +103,7 @@ def evaluate(
 
         changes = overrides or []
         if answers is not None:
-            from grpo.eval_answers import evaluate_answers
+            from grpo.eval.answers import evaluate_answers
 
             if target is not None and "=" not in target:
                 raise UserError(f"{target} and --answers {answers}: give one of them")
@@ -112,7 +112,7 @@ def evaluate(
             return
         if target is None or ("=" in target and not Path(target).exists()):
             raise UserError("what to evaluate is missing: a run, a model, or --answers FILE")
-        from grpo.evaluate import evaluate_model
+        from grpo.eval.run import evaluate_model
 
         evaluate_model(target, load_suite(suite, changes), dtype, out, Screen())
 
@@ -124,8 +124,8 @@ def compare(
 ) -> None:
     """Compare two results problem by problem: B minus A of every score, with its 95 % interval."""
     with exit_codes(RESUMES):
-        from grpo.compare import compare as run
         from grpo.console import Screen
+        from grpo.eval.compare import compare as run
 
         run(first, second, Screen())
 

@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo import evaluate
 from grpo.check import check_recipe
 from grpo.checkpoint import RunFolder, TrainState
 from grpo.cluster import Cluster
@@ -15,6 +14,7 @@ from grpo.config import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
+from grpo.eval import run as evaluate
 from grpo.goodput import accounts
 from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.loading import resolved

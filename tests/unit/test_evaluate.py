@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo import evaluate
 from grpo.checkpoint import RunFolder
 from grpo.config import BuildConfig, Recipe, SuiteConfig, VerifierConfig
 from grpo.console import Screen
 from grpo.errors import Interrupted, UserError
-from grpo.eval_result import load
-from grpo.eval_store import read_answers
-from grpo.evaluate import Bench, Judges, run_suite, weights_identity
+from grpo.eval import run as evaluate
+from grpo.eval.result import load
+from grpo.eval.run import Bench, Judges, run_suite, weights_identity
+from grpo.eval.store import read_answers
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.prepare import load_tokenizer
 from grpo.metrics import MetricsLog, NullBoard, read_metrics

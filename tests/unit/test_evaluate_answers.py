@@ -9,9 +9,9 @@ from typer.testing import CliRunner, Result
 
 from grpo.cli import app
 from grpo.errors import UserError
-from grpo.eval_answers import read_stored
-from grpo.eval_result import load
-from grpo.eval_store import Answered, read_answers, write_answers
+from grpo.eval.answers import read_stored
+from grpo.eval.result import load
+from grpo.eval.store import Answered, read_answers, write_answers
 from grpo.tasks import Row
 from grpo.types import Verdict
 from tests.unit.test_layers import modules
@@ -135,7 +135,7 @@ def test_an_id_that_two_rows_have_needs_row_numbers(tmp_path: Path) -> None:
 
 def test_judging_stored_answers_imports_neither_vllm_nor_ray() -> None:
     trees, seen = modules(), set()
-    waiting = ["grpo.eval_answers"]
+    waiting = ["grpo.eval.answers"]
     while waiting:
         name = waiting.pop()
         if name in seen or name not in trees:
@@ -149,7 +149,7 @@ def test_judging_stored_answers_imports_neither_vllm_nor_ray() -> None:
                 waiting += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
                 assert node.module.split(".")[0] not in ("vllm", "ray", "deepspeed"), name
     assert "grpo.verify.pool" in seen and "grpo.data.load" in seen
-    assert not seen & {"grpo.cluster", "grpo.evaluate", "grpo.session"}
+    assert not seen & {"grpo.cluster", "grpo.eval.run", "grpo.session"}
 
 
 # --- the command ---

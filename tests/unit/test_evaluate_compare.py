@@ -6,12 +6,12 @@ import pytest
 from typer.testing import CliRunner
 
 from grpo.cli import app
-from grpo.compare import Difference, compare
 from grpo.console import Screen
 from grpo.errors import UserError
-from grpo.eval_result import answers_folder, relative, result_of, save
-from grpo.eval_store import Answered, write_answers
-from grpo.scores import bootstrap_interval
+from grpo.eval.compare import Difference, compare
+from grpo.eval.result import answers_folder, relative, result_of, save
+from grpo.eval.scores import bootstrap_interval
+from grpo.eval.store import Answered, write_answers
 from grpo.types import Verdict
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.eval_history import history, track
-from grpo.eval_result import BenchmarkResult, load, mean_of, save
-from grpo.scores import Score
+from grpo.eval.history import history, track
+from grpo.eval.result import BenchmarkResult, load, mean_of, save
+from grpo.eval.scores import Score
 
 
 def result(name: str, avg: float, best: float, k: int = 8) -> BenchmarkResult:

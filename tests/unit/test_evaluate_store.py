@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.eval_store import PART_EVERY_S, Answered, AnswerStore, read_answers, write_answers
+from grpo.eval.store import PART_EVERY_S, Answered, AnswerStore, read_answers, write_answers
 from grpo.types import Verdict
 
 SAMPLED = {"model": {"files": "abc"}, "samples": 2}

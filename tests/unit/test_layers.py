@@ -17,12 +17,11 @@ FLOORS = [
         "checkpoint",
         "metrics",
         "console",
-        "scores",
     }
-    | {"eval_store", "eval_result", "eval_history", "eval_rows", "mutate"},
+    | {"mutate"},
     {"rollout", "learner", "sync", "cluster"},
-    {"train", "evaluate", "report", "check", "session", "step", "collect", "overlap", "goodput"}
-    | {"eval_answers", "compare", "audit", "doctor", "plan"},
+    {"train", "eval", "report", "check", "session", "step", "collect", "overlap", "goodput"}
+    | {"audit", "doctor", "plan"},
     {"cli", "cli_data", "cli_verify", "cli_plan", "exit_codes"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.scores import (
+from grpo.eval.scores import (
     Score,
     best_at_k,
     bootstrap_interval,

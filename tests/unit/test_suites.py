@@ -7,7 +7,7 @@ import pytest
 
 from grpo.config import BenchmarkConfig, SuiteConfig
 from grpo.errors import UserError
-from grpo.eval_rows import benchmark_rows
+from grpo.eval.rows import benchmark_rows
 from grpo.loading import load_suite, resolved
 from grpo.verify.code_tests import read_tests
 

@@ -17,8 +17,8 @@ from grpo.config import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError
-from grpo.eval_history import history, track
-from grpo.eval_result import (
+from grpo.eval.history import history, track
+from grpo.eval.result import (
     BenchmarkResult,
     answers_folder,
     make_room,
@@ -27,13 +27,13 @@ from grpo.eval_result import (
     save,
     show,
 )
-from grpo.eval_rows import Judges, Waiting, benchmark_rows, judged, submit
-from grpo.eval_store import Answered, AnswerStore
+from grpo.eval.rows import Judges, Waiting, benchmark_rows, judged, submit
+from grpo.eval.scores import Score
+from grpo.eval.store import Answered, AnswerStore
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.scores import Score
 from grpo.session import StopRequest, import_plugins
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, Prompt

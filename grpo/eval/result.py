@@ -11,8 +11,8 @@ from pathlib import Path
 from grpo.checkpoint import replacing
 from grpo.console import Screen
 from grpo.errors import UserError
-from grpo.eval_store import Answered
-from grpo.scores import Score, mean_score, problem_scores, score_problems
+from grpo.eval.scores import Score, mean_score, problem_scores, score_problems
+from grpo.eval.store import Answered
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from grpo.data import load_rows, read
 from grpo.data.read import open_source
 from grpo.data.rows import to_row
 from grpo.errors import UserError
-from grpo.eval_store import Answered
+from grpo.eval.store import Answered
 from grpo.tasks import Row
 from grpo.types import Verdict
 from grpo.verify.pool import VerifierPool

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from grpo.console import Screen
 from grpo.errors import UserError
-from grpo.eval_result import BenchmarkResult, load, rewards_and_answers
-from grpo.eval_store import Answered, read_answers
-from grpo.scores import Score, mean_score, problem_scores
+from grpo.eval.result import BenchmarkResult, load, rewards_and_answers
+from grpo.eval.scores import Score, mean_score, problem_scores
+from grpo.eval.store import Answered, read_answers
 
 LENGTH = "length"
 _SAME = 1e-12  # scores of a problem that differ by less are equal up to rounding

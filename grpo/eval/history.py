@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.eval_result import BenchmarkResult, load, mean_of
-from grpo.scores import Score
+from grpo.eval.result import BenchmarkResult, load, mean_of
+from grpo.eval.scores import Score
 
 _STEP_FILE = re.compile(r"step_(\d+)\.json")
 

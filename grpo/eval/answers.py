@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from grpo.config import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.errors import UserError
-from grpo.eval_result import (
+from grpo.eval.result import (
     BenchmarkResult,
     answers_folder,
     make_room,
@@ -24,8 +24,8 @@ from grpo.eval_result import (
     save,
     show,
 )
-from grpo.eval_rows import Judges, benchmark_rows, judged, submit
-from grpo.eval_store import Answered, AnswerStore
+from grpo.eval.rows import Judges, benchmark_rows, judged, submit
+from grpo.eval.store import Answered, AnswerStore
 from grpo.tasks import Row
 from grpo.verify.ready import check_verifier
 

@@ -1,0 +1,1 @@
+"""Accuracy on benchmarks: rows, answers, verdicts, scores with their intervals, comparisons."""
