@@ -64,7 +64,7 @@ def save_model(case: Case, folder: Path) -> None:
 
 def batch(case: Case, sequences: int, length: int) -> Any:
     """One mini-batch of one micro-batch."""
-    from grpo.packing import cut
+    from grpo.batch.cut import cut
 
     vocabulary = int(case.config().vocab_size)
     whole = made_up_batch(vocabulary, 1, sequences, PROMPT, length - PROMPT)

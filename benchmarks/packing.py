@@ -20,9 +20,9 @@ from common import SMALL_QWEN3, Row, Spread, command, in_turns, parser, report
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from grpo.batch.cut import cut
 from grpo.learner import attention
 from grpo.learner.policy import Policy
-from grpo.packing import cut
 from grpo.types import Batch
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]

@@ -21,11 +21,11 @@ import torch
 from common import SMALL_QWEN3, Row, Spread, command, made_up_batch, parser, report
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from grpo.batch.cut import cut
 from grpo.cluster import Cluster
 from grpo.config import Choice, LearnerConfig, RegularizationConfig
 from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
-from grpo.packing import cut
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]
 PROMPT, ROUNDS = 16, 3

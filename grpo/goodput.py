@@ -4,7 +4,7 @@ rest did not."""
 from collections.abc import Sequence
 
 from grpo.algo.shaping import is_flat
-from grpo.batch import rollout_lengths
+from grpo.batch.build import rollout_lengths
 from grpo.collect import Collected
 from grpo.types import ScoredGroup
 

@@ -8,17 +8,17 @@ from torch import Tensor
 from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.shadow import shadow_metrics
-from grpo.batch import (
+from grpo.batch.build import (
     make_batch,
     rollout_lengths,
     split_minibatches,
     with_advantages,
     with_factors,
 )
+from grpo.batch.cut import cut, imbalance
 from grpo.config import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
-from grpo.packing import cut, imbalance
 from grpo.types import Batch, ScoredGroup
 
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from grpo.algo import ADVANTAGES, AGGREGATORS
-from grpo.batch import make_batch, with_advantages
+from grpo.batch.build import make_batch, with_advantages
+from grpo.batch.cut import cut
 from grpo.cluster import Cluster
 from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
-from grpo.packing import cut
 from grpo.types import Batch, Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
 from tests.e2e.conftest import start_learner
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import Qwen3Config
 
+from grpo.batch.cut import cut
 from grpo.cluster import Cluster
 from grpo.config import Choice, LearnerConfig
 from grpo.learner.flops import ModelShape
 from grpo.learner.group import LearnerGroup
 from grpo.learner.memory import LearnerSetting
 from grpo.learner.spec import LearnerSpec
-from grpo.packing import cut
 from tests.e2e.conftest import learner_spec, start_learner
 from tests.e2e.steps import RULES, batch, one_and_two_ranks, weights, worst_cut
 

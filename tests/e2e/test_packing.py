@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from grpo.batch.cut import cut
 from grpo.cluster import Cluster
 from grpo.learner.group import LearnerGroup
-from grpo.packing import cut
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import batch, one_and_two_ranks, weights

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from grpo.algo import ADVANTAGES, AGGREGATORS
-from grpo.batch import make_batch, with_advantages
+from grpo.batch.build import make_batch, with_advantages
+from grpo.batch.cut import cut
 from grpo.cluster import Cluster, gather
 from grpo.config import SyncConfig
 from grpo.errors import RunError
-from grpo.packing import cut
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.sync.update import WeightSync
 from grpo.types import Group, Prompt, ScoredGroup, Verdict

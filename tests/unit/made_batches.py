@@ -10,7 +10,7 @@ from torch import Tensor
 from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.aggregate import AGGREGATORS
 from grpo.algo.surrogate import ppo_clip
-from grpo.batch import make_batch, with_advantages
+from grpo.batch.build import make_batch, with_advantages
 from grpo.types import Batch, Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
 
 VOCABULARY = 11

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.aggregate import AGGREGATORS
-from grpo.batch import (
+from grpo.batch.build import (
     make_batch,
     rollout_lengths,
     split_minibatches,

@@ -12,8 +12,6 @@ FLOORS = [
         "verify",
         "algo",
         "batch",
-        "packing",
-        "partition",
         "checkpoint",
         "metrics",
         "console",

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.aggregate import AGGREGATORS
-from grpo.packing import QUADRATIC_LENGTH, cut, imbalance
+from grpo.batch.cut import QUADRATIC_LENGTH, cut, imbalance
 from grpo.types import Batch, MicroBatch, ScoredGroup
 from tests.unit.made_batches import (
     batch_of,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.partition import best_fit, differencing, split_to
+from grpo.batch.partition import best_fit, differencing, split_to
 
 few = settings(max_examples=50, deadline=None)
 numbers = st.lists(st.integers(1, 1000), max_size=60)

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from grpo.batch.cut import cut
 from grpo.config import BuildConfig
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.policy import Policy, load_policy
-from grpo.packing import cut
 from grpo.types import Batch
 from tests.unit.made_batches import batch_of, response, scored
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.shaping import is_flat, is_informative, overlong_penalty, shape, split_flat
-from grpo.batch import with_advantages
+from grpo.batch.build import with_advantages
 from grpo.types import FinishReason, Group, Prompt, Response, ScoredGroup, Verdict
 
 

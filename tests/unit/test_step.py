@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from grpo.batch.cut import QUADRATIC_LENGTH
 from grpo.config import Recipe
 from grpo.errors import RunError
-from grpo.packing import QUADRATIC_LENGTH
 from grpo.step import Updater
 from grpo.types import Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
 

@@ -1,4 +1,4 @@
-"""The only place that masks and attaches weights; `grpo.packing` packs what comes out of it.
+"""The only place that masks and attaches weights; `grpo.batch.cut` packs what comes out of it.
 
 N = responses of one optimizer step, S their tokens end to end, T the response tokens among them.
 """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from grpo.partition import best_fit, differencing, split_to
+from grpo.batch.partition import best_fit, differencing, split_to
 from grpo.types import Batch, MicroBatch
 
 # Attention costs as much as the rest of a layer at about 12 hidden sizes; 16384 tokens suits
