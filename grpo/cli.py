@@ -63,9 +63,9 @@ def train(
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without starting anything: keys, options, files, data rows."""
     with exit_codes(RESUMES):
-        from grpo.check import check_recipe
         from grpo.console import Screen
         from grpo.loading import load_recipe
+        from grpo.preflight.check import check_recipe
         from grpo.session import import_plugins
 
         loaded = load_recipe(recipe, overrides or [])
@@ -136,7 +136,7 @@ def doctor() -> None:
     model writes can be shut in (verifier code)."""
     with exit_codes("nothing was changed"):
         from grpo.console import Screen
-        from grpo.doctor import examine
+        from grpo.preflight.doctor import examine
 
         Screen().table("this machine", ("what", "finding"), examine())
 

@@ -35,7 +35,7 @@ def plan(
     with exit_codes("nothing was started"):
         from grpo.console import Screen
         from grpo.loading import load_recipe
-        from grpo.plan import here, predict
+        from grpo.preflight.plan import here, predict
 
         if device not in (None, *_KINDS):
             raise UserError(f"--device {device}: expected gpu or cpu")

@@ -53,8 +53,8 @@ def verify(
     Exits with 1 if more rows can never be rewarded than --limit allows.
     """
     with exit_codes("the same command begins again"):
-        from grpo.audit import audit, check_limit, save, show
         from grpo.console import Screen
+        from grpo.preflight.audit import audit, check_limit, save, show
 
         config, judge, plugins = settings(dataset, overrides or [], path, verifier)
         if os.getcwd() not in sys.path:

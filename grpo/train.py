@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.check import check_recipe
 from grpo.checkpoint import RunFolder, TrainState
 from grpo.cluster import Cluster
 from grpo.collect import Collected
@@ -27,6 +26,7 @@ from grpo.metrics import (
     write_rollouts,
 )
 from grpo.overlap import make_collector
+from grpo.preflight.check import check_recipe
 from grpo.report import write_curves
 from grpo.session import (
     StopRequest,

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grpo.check import check_benchmark
 from grpo.checkpoint import RunFolder
 from grpo.cluster import Cluster
 from grpo.config import BenchmarkConfig, SuiteConfig
@@ -31,6 +30,7 @@ from grpo.eval.rows import Judges, Waiting, benchmark_rows, judged, submit
 from grpo.eval.scores import Score
 from grpo.eval.store import Answered, AnswerStore
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
+from grpo.preflight.check import check_benchmark
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed

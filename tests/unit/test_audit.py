@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from grpo.audit import audit, check_limit
 from grpo.cli_verify import settings as read_settings
 from grpo.cli_verify import verify
 from grpo.config import VerifierConfig
 from grpo.config_data import DataConfig
 from grpo.console import Screen
 from grpo.errors import RunError, UserError
-from grpo.mutate import (
+from grpo.preflight.audit import audit, check_limit
+from grpo.preflight.mutate import (
     FORMATS,
     answer_of_another,
     last_digit_changed,

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from grpo.check import check_recipe
 from grpo.config import Recipe
 from grpo.errors import UserError
 from grpo.loading import load_recipe
+from grpo.preflight.check import check_recipe
 
 MINIMAL = """
 name: mine

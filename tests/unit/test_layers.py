@@ -6,20 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"errors", "types", "config", "config_data", "registry", "loading"},
-    {
-        "data",
-        "tasks",
-        "verify",
-        "algo",
-        "batch",
-        "checkpoint",
-        "metrics",
-        "console",
-    }
-    | {"mutate"},
+    {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console"},
     {"rollout", "learner", "sync", "cluster"},
-    {"train", "eval", "report", "check", "session", "step", "collect", "overlap", "goodput"}
-    | {"audit", "doctor", "plan"},
+    {"train", "eval", "report", "preflight", "session", "step", "collect", "overlap", "goodput"},
     {"cli", "cli_data", "cli_verify", "cli_plan", "exit_codes"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}

@@ -19,7 +19,7 @@ from grpo.learner import attention
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting, layer_bytes, phases, resident
 from grpo.loading import load_recipe
-from grpo.plan import GIB, Device, changes_that_fit, kv_bytes_per_token, model_shape, plan
+from grpo.preflight.plan import GIB, Device, changes_that_fit, kv_bytes_per_token, model_shape, plan
 
 ROOT = Path(__file__).parents[2]
 QWEN3_06B = {

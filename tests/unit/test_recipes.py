@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from grpo.check import check_recipe
 from grpo.config import Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
 from grpo.loading import load_data, load_recipe, resolved
+from grpo.preflight.check import check_recipe
 from grpo.tasks import Row
 from grpo.verify import VERIFIERS
 

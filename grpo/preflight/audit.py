@@ -15,7 +15,7 @@ from grpo.config_data import DataConfig
 from grpo.console import Screen
 from grpo.data import load_rows
 from grpo.errors import RunError, UserError
-from grpo.mutate import ANOTHERS, FORMATS, JUDGED_IN, MUTATIONS, answer_of_another
+from grpo.preflight.mutate import ANOTHERS, FORMATS, JUDGED_IN, MUTATIONS, answer_of_another
 from grpo.tasks import Row
 from grpo.types import Verdict
 from grpo.verify.exact import last_box

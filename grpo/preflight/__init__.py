@@ -1,0 +1,1 @@
+"""What can be known before anything starts: checks, plans, the machine, data against verifier."""
