@@ -235,9 +235,9 @@ def demo_model() -> Path:
 def built_model(name: str, overrides: list[str]) -> Path:
     """The model that the demo's recipe with these changes begins with; built once, into
     runs/benchmark_models/NAME."""
+    from grpo.config.load import load_recipe
     from grpo.console import Screen
     from grpo.learner.prepare import prepare_model
-    from grpo.loading import load_recipe
 
     recipe = load_recipe(Path("recipes/tiny_cpu.yaml"), overrides)
     folder = Path("runs/benchmark_models") / name

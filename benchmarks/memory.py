@@ -74,7 +74,7 @@ def batch(case: Case, sequences: int, length: int) -> Any:
 
 
 def spec(case: Case, model: Path) -> Any:
-    from grpo.config import Choice, LearnerConfig, RegularizationConfig
+    from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
     from grpo.learner.spec import LearnerSpec
 
     return LearnerSpec(

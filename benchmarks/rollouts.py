@@ -21,9 +21,9 @@ import ray
 from common import Row, Spread, command, demo_model, parser, report
 
 from grpo.cluster import Cluster
+from grpo.config.load import load_data
 from grpo.data import PromptStream, load_rows
 from grpo.learner.prepare import load_tokenizer
-from grpo.loading import load_data
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
 from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo.batch.cut import cut
 from grpo.cluster import Cluster
-from grpo.config import Choice, LearnerConfig, RegularizationConfig
+from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
 from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 

@@ -29,7 +29,7 @@ import torch
 from common import QWEN3_06B, Row, Spread, command, parser, report
 
 from grpo.cluster import Cluster, Worker, _Host, free_port, gather
-from grpo.config import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
 from grpo.learner.build import build_tokenizer
 from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec

@@ -40,11 +40,11 @@ from typing import Any
 
 from common import Row, Spread, accepted, built_model, command, demo_model, parser, report
 
-from grpo.config import Recipe
+from grpo.config.load import load_recipe
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.learner.prepare import context_length, load_tokenizer
-from grpo.loading import load_recipe
 from grpo.session import run_folder
 from grpo.train import train
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from common import accepted
 
+from grpo.config.load import load_recipe
 from grpo.console import Screen
-from grpo.loading import load_recipe
 from grpo.metrics import read_metrics
 from grpo.train import train
 

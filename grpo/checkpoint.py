@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 
 # Keys that leave the run's arithmetic alone, or only say how far it goes: a resume may change them.

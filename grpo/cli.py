@@ -52,8 +52,8 @@ def train(
         grpo train recipes/tiny_cpu.yaml name=mine aggregate=token_mean schedule.steps=20
     """
     with exit_codes(RESUMES):
+        from grpo.config.load import load_recipe
         from grpo.console import Screen
-        from grpo.loading import load_recipe
         from grpo.train import train as run
 
         run(load_recipe(recipe, overrides or []), Screen(), resume)
@@ -63,8 +63,8 @@ def train(
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without starting anything: keys, options, files, data rows."""
     with exit_codes(RESUMES):
+        from grpo.config.load import load_recipe
         from grpo.console import Screen
-        from grpo.loading import load_recipe
         from grpo.preflight.check import check_recipe
         from grpo.session import import_plugins
 
@@ -98,8 +98,8 @@ def evaluate(
         grpo eval --answers answers.jsonl --suite eval/math500.yaml data.path=math500.jsonl
     """
     with exit_codes(RESUMES):
+        from grpo.config.load import load_suite
         from grpo.console import Screen
-        from grpo.loading import load_suite
 
         changes = overrides or []
         if answers is not None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.errors import UserError
 from grpo.exit_codes import exit_codes
 
@@ -110,7 +110,7 @@ def _declaration(
     name: str, overrides: list[str] | None, path: Path | None, against: list[str] | None
 ) -> DataConfig:
     """The command line's options go last, over the declaration and its overrides."""
-    from grpo.loading import load_data
+    from grpo.config.load import load_data
     from grpo.registry import nearest
 
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"

@@ -33,8 +33,8 @@ def plan(
         grpo plan recipes/qwen3_1p7b_ba.yaml --device gpu --device-gib 80
     """
     with exit_codes("nothing was started"):
+        from grpo.config.load import load_recipe
         from grpo.console import Screen
-        from grpo.loading import load_recipe
         from grpo.preflight.plan import here, predict
 
         if device not in (None, *_KINDS):

@@ -10,8 +10,8 @@ import typer
 import yaml
 from pydantic import ValidationError
 
-from grpo.config import VerifierConfig
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.recipe import VerifierConfig
 from grpo.errors import UserError
 from grpo.exit_codes import exit_codes
 
@@ -80,7 +80,7 @@ def settings(
 ) -> tuple[DataConfig, VerifierConfig, tuple[str, ...]]:
     """The declaration, the verifier and its plugins, with the command line's changes. Raises
     UserError."""
-    from grpo.loading import load_data
+    from grpo.config.load import load_data
     from grpo.registry import nearest
 
     file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo.algo.shaping import is_informative, shape
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.console import ProgressBar, Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from grpo.algo.shaping import is_flat
 from grpo.checkpoint import read_json_lines, replacing
-from grpo.config import LoggingConfig
+from grpo.config.recipe import LoggingConfig
 from grpo.errors import UserError
 from grpo.types import ScoredGroup
 

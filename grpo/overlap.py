@@ -25,7 +25,7 @@ from grpo.collect import (
     sampling_of,
     sort_out,
 )
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted

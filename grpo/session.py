@@ -17,7 +17,7 @@ import torch
 
 from grpo import __version__
 from grpo.cluster import Cluster, gather
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.learner.group import LearnerGroup

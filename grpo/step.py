@@ -16,7 +16,7 @@ from grpo.batch.build import (
     with_factors,
 )
 from grpo.batch.cut import cut, imbalance
-from grpo.config import DifficultyConfig, Recipe
+from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
 from grpo.types import Batch, ScoredGroup

@@ -9,14 +9,14 @@ from pathlib import Path
 from grpo.checkpoint import RunFolder, TrainState
 from grpo.cluster import Cluster
 from grpo.collect import Collected
-from grpo.config import Recipe
+from grpo.config.load import resolved
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
 from grpo.goodput import accounts
 from grpo.learner.prepare import load_tokenizer, prepare_model
-from grpo.loading import resolved
 from grpo.metrics import (
     MetricsLog,
     drift_warning,

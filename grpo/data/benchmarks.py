@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.load import load_suite, resolved
 from grpo.data.read import Fault, open_source
 from grpo.data.rows import problem_of
 from grpo.data.seal import file_sha256
 from grpo.errors import UserError
-from grpo.loading import load_suite, resolved
 from grpo.tasks import Row
 
 

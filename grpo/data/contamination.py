@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo.config_data import Decontamination
+from grpo.config.data import Decontamination
 from grpo.data.text import ngrams, squeezed
 from grpo.tasks import Row
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from grpo.config_data import Filters
+from grpo.config.data import Filters
 from grpo.data.text import has_cjk, squeezed
 from grpo.tasks import Row
 

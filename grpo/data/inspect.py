@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.console import Screen
 from grpo.data.benchmarks import find_benchmarks
 from grpo.data.contamination import Overlap

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.data.filters import Counts, Sieve
 from grpo.data.read import Fault, Source, open_source
 from grpo.data.rows import to_row

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from grpo.checkpoint import replacing
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.load import resolved
 from grpo.console import Screen
 from grpo.data.benchmarks import Benchmark, find_benchmarks, read_problems
 from grpo.data.contamination import Contamination, compare
@@ -21,7 +22,6 @@ from grpo.data.load import Loaded, no_rows, sift
 from grpo.data.read import open_source
 from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
 from grpo.errors import UserError
-from grpo.loading import resolved
 from grpo.tasks import Row
 
 FOLDER = Path("prepared")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.data.seal import file_sha256, read_seal, seal_path
 from grpo.errors import UserError
 from grpo.tasks import TASKS, Row

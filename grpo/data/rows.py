@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.data.read import Fault, Record
 from grpo.errors import UserError
 from grpo.tasks import Row

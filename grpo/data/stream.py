@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.errors import UserError
 from grpo.tasks import Row
 from grpo.types import Prompt

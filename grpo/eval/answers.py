@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.config import BenchmarkConfig, SuiteConfig
+from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.eval.result import (

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from grpo.config import BenchmarkConfig, Choice, DateWindow, VerifierConfig
+from grpo.config.recipe import BenchmarkConfig, Choice, DateWindow, VerifierConfig
 from grpo.console import Screen
 from grpo.data import load_rows, read
 from grpo.data.read import open_source

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpo.checkpoint import RunFolder
 from grpo.cluster import Cluster
-from grpo.config import BenchmarkConfig, SuiteConfig
+from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-from grpo.config import BuildConfig, Choice, DataConfig, Recipe, WarmStart
+from grpo.config.recipe import BuildConfig, Choice, DataConfig, Recipe, WarmStart
 from grpo.console import Screen
 from grpo.data import load_rows, render
 from grpo.errors import UserError

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from grpo.config import Choice, LearnerConfig, RegularizationConfig
+from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import deepspeed
 import torch
 from deepspeed.utils import logger as deepspeed_logger
 
-from grpo.config import LearnerConfig
+from grpo.config.recipe import LearnerConfig
 from grpo.learner.memory import REDUCE_BUCKET, SUB_GROUP
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo.config import VerifierConfig
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
 from grpo.data import load_rows
 from grpo.errors import RunError, UserError

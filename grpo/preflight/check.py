@@ -6,7 +6,7 @@ import torch
 
 from grpo.algo import ADVANTAGES, AGGREGATORS, CORRECTIONS, SURROGATES
 from grpo.algo.advantage import StepRewards
-from grpo.config import BenchmarkConfig, DataConfig, Recipe
+from grpo.config.recipe import BenchmarkConfig, DataConfig, Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
 from grpo.eval.rows import benchmark_rows

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from transformers import AutoConfig
 
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.learner import memory

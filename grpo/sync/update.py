@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from grpo.cluster import Cluster, free_port, gather
-from grpo.config import SyncConfig
+from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
 from grpo.learner.group import LearnerGroup
 from grpo.rollout.pool import RolloutPool

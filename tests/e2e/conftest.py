@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from grpo.cluster import Cluster, gather
-from grpo.config import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec

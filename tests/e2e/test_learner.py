@@ -11,7 +11,7 @@ from transformers import Qwen3Config
 
 from grpo.batch.cut import cut
 from grpo.cluster import Cluster
-from grpo.config import Choice, LearnerConfig
+from grpo.config.recipe import Choice, LearnerConfig
 from grpo.learner.flops import ModelShape
 from grpo.learner.group import LearnerGroup
 from grpo.learner.memory import LearnerSetting

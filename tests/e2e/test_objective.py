@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo.batch.cut import cut
 from grpo.cluster import Cluster
-from grpo.config import Choice, RegularizationConfig
+from grpo.config.recipe import Choice, RegularizationConfig
 from grpo.learner.group import LearnerGroup
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec

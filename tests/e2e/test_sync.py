@@ -11,7 +11,7 @@ from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.batch.build import make_batch, with_advantages
 from grpo.batch.cut import cut
 from grpo.cluster import Cluster, gather
-from grpo.config import SyncConfig
+from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.sync.update import WeightSync

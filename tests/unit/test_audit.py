@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from grpo.cli_verify import settings as read_settings
 from grpo.cli_verify import verify
-from grpo.config import VerifierConfig
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
 from grpo.errors import RunError, UserError
 from grpo.preflight.audit import audit, check_limit

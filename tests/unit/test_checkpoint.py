@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from grpo.checkpoint import RunFolder, TrainState, read_json_lines
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 
 

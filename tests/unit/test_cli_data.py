@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from grpo.cli_data import data_app
-from grpo.config import BuildConfig
+from grpo.config.recipe import BuildConfig
 from grpo.learner.build import build_tokenizer
 
 DECLARATION = r"""

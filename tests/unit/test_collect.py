@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.collect import Collected, Collector
-from grpo.config import Recipe
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Interrupted, RunError
 from grpo.types import Group, Prompt, Response, Verdict

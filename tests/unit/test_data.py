@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config import BuildConfig, DataConfig
+from grpo.config.load import load_data
+from grpo.config.recipe import BuildConfig, DataConfig
 from grpo.data import PromptStream, eval_prompts, load_rows, render
 from grpo.errors import UserError
 from grpo.learner.build import build_tokenizer
-from grpo.loading import load_data
 from grpo.tasks import Row
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train" / "dapo_math_17k.jsonl"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config_data import Decontamination
+from grpo.config.data import Decontamination
 from grpo.data.contamination import Overlap, compare
 from grpo.data.text import ngrams, squeezed, words
 from grpo.tasks import Row

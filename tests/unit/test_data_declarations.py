@@ -10,12 +10,12 @@ from typing import get_args
 
 import pytest
 
-from grpo.config_data import Copy, DataConfig, Decontamination, Filters
+from grpo.config.data import Copy, DataConfig, Decontamination, Filters
+from grpo.config.load import load_data
 from grpo.data.benchmarks import find_benchmarks, read_problems
 from grpo.data.contamination import Overlap, compare
 from grpo.data.load import Loaded, sift
 from grpo.data.read import open_source
-from grpo.loading import load_data
 from grpo.tasks import Row
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.config_data import DataConfig, Filters
+from grpo.config.data import DataConfig, Filters
 from grpo.data.filters import Counts, Sieve
 from grpo.data.load import sift
 from grpo.data.read import Fault, Record, Source

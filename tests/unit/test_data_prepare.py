@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
 from grpo.console import Screen
 from grpo.data import load_rows
 from grpo.data.inspect import check

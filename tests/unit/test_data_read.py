@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.config_data import Copy, DataConfig
+from grpo.config.data import Copy, DataConfig
 from grpo.data import load_rows
 from grpo.data.load import sift
 from grpo.data.read import open_source

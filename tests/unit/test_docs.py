@@ -13,8 +13,8 @@ import yaml
 from grpo.algo import ADVANTAGES, AGGREGATORS, CORRECTIONS, SURROGATES
 from grpo.algo.bias import accuracy_bias, debias_factors
 from grpo.algo.shadow import weight_facts
+from grpo.config.load import load_recipe
 from grpo.errors import UserError
-from grpo.loading import load_recipe
 from grpo.preflight.check import check_recipe
 from grpo.registry import Registry
 from grpo.verify import VERIFIERS

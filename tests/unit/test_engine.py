@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.loading import load_recipe
+from grpo.config.load import load_recipe
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
 from grpo.session import engine_threads, learner_threads
 

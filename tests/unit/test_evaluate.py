@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from grpo.checkpoint import RunFolder
-from grpo.config import BuildConfig, Recipe, SuiteConfig, VerifierConfig
+from grpo.config.recipe import BuildConfig, Recipe, SuiteConfig, VerifierConfig
 from grpo.console import Screen
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.loading import load_data, load_recipe, load_suite
+from grpo.config.load import load_data, load_recipe, load_suite
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "grpo").rglob("*.py"))

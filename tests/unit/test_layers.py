@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FLOORS = [
-    {"errors", "types", "config", "config_data", "registry", "loading"},
+    {"errors", "types", "config", "registry"},
     {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console"},
     {"rollout", "learner", "sync", "cluster"},
     {"train", "eval", "report", "preflight", "session", "step", "collect", "overlap", "goodput"},

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import Recipe
+from grpo.config.load import load_recipe, resolved
+from grpo.config.recipe import Recipe
 from grpo.errors import UserError
-from grpo.loading import load_recipe, resolved
 
 MINIMAL = """
 name: mine

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from grpo.config import LoggingConfig
+from grpo.config.recipe import LoggingConfig
 from grpo.metrics import (
     MetricsLog,
     NullBoard,

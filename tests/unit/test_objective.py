@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo import CORRECTIONS, SURROGATES
-from grpo.config import Choice, LearnerConfig, RegularizationConfig
+from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
 from grpo.errors import UserError
 from grpo.learner.objective import Objective, Scores
 from grpo.learner.spec import LearnerSpec

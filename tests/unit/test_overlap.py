@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.collect import Collected, Collector
-from grpo.config import Recipe
-from grpo.config_data import DataConfig
+from grpo.config.data import DataConfig
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grpo.batch.cut import cut
-from grpo.config import BuildConfig
+from grpo.config.recipe import BuildConfig
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.policy import Policy, load_policy
 from grpo.types import Batch

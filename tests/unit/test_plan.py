@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
 
 from grpo.cli_plan import plan as command
-from grpo.config import Recipe
+from grpo.config.load import load_recipe
+from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.learner import attention
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting, layer_bytes, phases, resident
-from grpo.loading import load_recipe
 from grpo.preflight.plan import GIB, Device, changes_that_fit, kv_bytes_per_token, model_shape, plan
 
 ROOT = Path(__file__).parents[2]

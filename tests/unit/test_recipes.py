@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from grpo.config import Recipe
+from grpo.config.load import load_data, load_recipe, resolved
+from grpo.config.recipe import Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
-from grpo.loading import load_data, load_recipe, resolved
 from grpo.preflight.check import check_recipe
 from grpo.tasks import Row
 from grpo.verify import VERIFIERS

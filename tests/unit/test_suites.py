@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import BenchmarkConfig, SuiteConfig
+from grpo.config.load import load_suite, resolved
+from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.errors import UserError
 from grpo.eval.rows import benchmark_rows
-from grpo.loading import load_suite, resolved
 from grpo.verify.code_tests import read_tests
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,7 @@
 """What a recipe may say: every key with its type, range and default.
 
-The pydantic models below are the reference; `grpo.loading` turns a YAML file, what it extends and
-the `key=value` overrides of the command line into one of them.
+The pydantic models below are the reference; `grpo.config.load` turns a YAML file, what it extends
+and the `key=value` overrides of the command line into one of them.
 """
 
 from datetime import date
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from grpo.config_data import Choice, DataConfig, Section
+from grpo.config.data import Choice, DataConfig, Section
 
 
 class WarmStart(Section):

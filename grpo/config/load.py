@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.config import BenchmarkConfig, Choice, DataConfig, Recipe, SuiteConfig
+from grpo.config.recipe import BenchmarkConfig, Choice, DataConfig, Recipe, SuiteConfig
 from grpo.errors import UserError
 from grpo.registry import nearest
 
