@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from grpo.cli_verify import settings as read_settings
-from grpo.cli_verify import verify
+from grpo.cli.verify import settings as read_settings
+from grpo.cli.verify import verify
 from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen

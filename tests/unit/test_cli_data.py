@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo.cli_data import data_app
+from grpo.cli.data import data_app
 from grpo.config.recipe import BuildConfig
 from grpo.learner.build import build_tokenizer
 

@@ -9,7 +9,7 @@ FLOORS = [
     {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console"},
     {"rollout", "learner", "sync", "cluster"},
     {"train", "eval", "report", "preflight", "session", "step", "collect", "overlap", "goodput"},
-    {"cli", "cli_data", "cli_verify", "cli_plan", "exit_codes"},
+    {"cli"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}
 

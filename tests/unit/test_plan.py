@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
 
-from grpo.cli_plan import plan as command
+from grpo.cli.plan import plan as command
 from grpo.config.load import load_recipe
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError

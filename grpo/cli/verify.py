@@ -10,10 +10,10 @@ import typer
 import yaml
 from pydantic import ValidationError
 
+from grpo.cli.exit_codes import exit_codes
 from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.errors import UserError
-from grpo.exit_codes import exit_codes
 
 FOLDER = Path("data")
 

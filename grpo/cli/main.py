@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from grpo.cli_data import data_app
-from grpo.cli_plan import plan
-from grpo.cli_verify import verify
+from grpo.cli.data import data_app
+from grpo.cli.exit_codes import exit_codes
+from grpo.cli.plan import plan
+from grpo.cli.verify import verify
 from grpo.errors import UserError
-from grpo.exit_codes import exit_codes
 
 app = typer.Typer(
     no_args_is_help=True,

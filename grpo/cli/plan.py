@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from grpo.cli.exit_codes import exit_codes
 from grpo.errors import UserError
-from grpo.exit_codes import exit_codes
 
 _KINDS: dict[str, Literal["cuda", "cpu"]] = {"gpu": "cuda", "cpu": "cpu"}
 

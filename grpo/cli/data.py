@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from grpo.cli.exit_codes import exit_codes
 from grpo.config.data import DataConfig
 from grpo.errors import UserError
-from grpo.exit_codes import exit_codes
 
 FOLDER = Path("data")
 
