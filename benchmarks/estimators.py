@@ -16,7 +16,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from grpo.metrics import read_metrics
-from grpo.report import running_mean
+from grpo.report.curves import running_mean
 
 VARIANTS: dict[str, list[str]] = {
     "token": ["aggregate=token_mean"],

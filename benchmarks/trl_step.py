@@ -46,7 +46,7 @@ from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.learner.prepare import context_length, load_tokenizer
 from grpo.session import run_folder
-from grpo.train import train
+from grpo.train.run import train
 
 RECIPE = Path("recipes/tiny_cpu.yaml")
 TRL = "trl==1.16.0"

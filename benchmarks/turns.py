@@ -22,7 +22,7 @@ from common import accepted
 from grpo.config.load import load_recipe
 from grpo.console import Screen
 from grpo.metrics import read_metrics
-from grpo.train import train
+from grpo.train.run import train
 
 # Of a block: the engines may have worked ahead while the other run had the machine, and nothing is
 # in a cache any more.

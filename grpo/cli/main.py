@@ -54,7 +54,7 @@ def train(
     with exit_codes(RESUMES):
         from grpo.config.load import load_recipe
         from grpo.console import Screen
-        from grpo.train import train as run
+        from grpo.train.run import train as run
 
         run(load_recipe(recipe, overrides or []), Screen(), resume)
 
@@ -146,7 +146,7 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Draw a run's curves (reward.png, length.png) from what it has logged so far."""
     with exit_codes(RESUMES):
         from grpo.checkpoint import RunFolder
-        from grpo.report import write_curves
+        from grpo.report.curves import write_curves
 
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} is not a run folder: it has no metrics.jsonl")

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.collect import Collected, Collector
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Interrupted, RunError
+from grpo.train.collect import Collected, Collector
 from grpo.types import Group, Prompt, Response, Verdict
 
 

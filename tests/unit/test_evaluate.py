@@ -20,7 +20,7 @@ from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.prepare import load_tokenizer
 from grpo.metrics import MetricsLog, NullBoard, read_metrics
 from grpo.rollout.sampling import Sampling
-from grpo.train import Trainer, _summary
+from grpo.train.run import Trainer, _summary
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS
 

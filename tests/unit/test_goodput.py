@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.algo.shaping import is_informative
-from grpo.collect import Collected
-from grpo.goodput import CAUSES, accounts, goodput
+from grpo.train.collect import Collected
+from grpo.train.goodput import CAUSES, accounts, goodput
 from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict
 
 

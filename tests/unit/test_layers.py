@@ -8,7 +8,7 @@ FLOORS = [
     {"errors", "types", "config", "registry"},
     {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console"},
     {"rollout", "learner", "sync", "cluster"},
-    {"train", "eval", "report", "preflight", "session", "step", "collect", "overlap", "goodput"},
+    {"train", "eval", "report", "preflight", "session"},
     {"cli"},
 ]
 HEAVY = {"vllm", "deepspeed", "ray"}

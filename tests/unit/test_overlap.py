@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.collect import Collected, Collector
 from grpo.config.data import DataConfig
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError
-from grpo.overlap import Overlap, make_collector
 from grpo.tasks import Row
+from grpo.train.ahead import Overlap, make_collector
+from grpo.train.collect import Collected, Collector
 from grpo.types import Group, Verdict
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 
@@ -32,7 +32,7 @@ from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 def impatient() -> Iterator[None]:
     """Nobody waits in real time for verdicts that a script holds back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("grpo.overlap.VERDICT_POLL_S", 0.0)
+        patch.setattr("grpo.train.ahead.VERDICT_POLL_S", 0.0)
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from grpo.checkpoint import RunFolder
-from grpo.report import running_mean, write_curves
+from grpo.report.curves import running_mean, write_curves
 
 PNG = b"\x89PNG"
 

@@ -9,7 +9,7 @@ import torch
 from grpo.batch.cut import QUADRATIC_LENGTH
 from grpo.config.recipe import Recipe
 from grpo.errors import RunError
-from grpo.step import Updater
+from grpo.train.update import Updater
 from grpo.types import Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 from grpo.checkpoint import RunFolder, TrainState
 from grpo.cluster import Cluster
-from grpo.collect import Collected
 from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
-from grpo.goodput import accounts
 from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.metrics import (
     MetricsLog,
@@ -25,9 +23,8 @@ from grpo.metrics import (
     staleness_metrics,
     write_rollouts,
 )
-from grpo.overlap import make_collector
 from grpo.preflight.check import check_recipe
-from grpo.report import write_curves
+from grpo.report.curves import write_curves
 from grpo.session import (
     StopRequest,
     facts,
@@ -38,8 +35,11 @@ from grpo.session import (
     start_workers,
     transport_of,
 )
-from grpo.step import Updater
 from grpo.sync.update import WeightSync
+from grpo.train.ahead import make_collector
+from grpo.train.collect import Collected
+from grpo.train.goodput import accounts
+from grpo.train.update import Updater
 from grpo.verify.pool import VerifierPool
 
 _CANARY_TOKENS = 64

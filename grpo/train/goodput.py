@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from grpo.algo.shaping import is_flat
 from grpo.batch.build import rollout_lengths
-from grpo.collect import Collected
+from grpo.train.collect import Collected
 from grpo.types import ScoredGroup
 
 CAUSES = ("flat", "truncated", "stale", "aborted")

@@ -15,7 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grpo.collect import (
+from grpo.config.recipe import Recipe
+from grpo.console import Screen
+from grpo.data import PromptStream
+from grpo.errors import Interrupted
+from grpo.rollout.pool import POLL_S, RolloutPool
+from grpo.rollout.sampling import group_seed
+from grpo.train.collect import (
     VERDICT_POLL_S,
     Collected,
     Collector,
@@ -25,12 +31,6 @@ from grpo.collect import (
     sampling_of,
     sort_out,
 )
-from grpo.config.recipe import Recipe
-from grpo.console import Screen
-from grpo.data import PromptStream
-from grpo.errors import Interrupted
-from grpo.rollout.pool import POLL_S, RolloutPool
-from grpo.rollout.sampling import group_seed
 from grpo.types import Group, Prompt, ScoredGroup
 from grpo.verify.pool import VerifierPool
 

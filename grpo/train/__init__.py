@@ -1,0 +1,1 @@
+"""The loop of one run: collect, learn, update, evaluate, keep."""
