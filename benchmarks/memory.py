@@ -95,7 +95,7 @@ def spec(case: Case, model: Path) -> Any:
 def measure(sender: Any, case: Case, model: Path) -> None:
     """In a process of its own: bytes at rest and at the peak, above the libraries, and seconds."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from grpo.cluster import free_port
+    from grpo.fleet.cluster import free_port
     from grpo.learner.rank import LearnerRank
 
     warm_up, measured = batch(case, 2, PROMPT + 2), batch(case, case.sequences, case.length)

@@ -20,12 +20,12 @@ from typing import Any
 import ray
 from common import Row, Spread, command, demo_model, parser, report
 
-from grpo.cluster import Cluster
 from grpo.config.load import load_data
 from grpo.data import PromptStream, load_rows
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.engines import RolloutPool
 from grpo.learner.prepare import load_tokenizer
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
-from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.sync.transport import BACKENDS
 from grpo.types import Prompt

@@ -22,9 +22,9 @@ from common import SMALL_QWEN3, Row, Spread, command, made_up_batch, parser, rep
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo.batch.cut import cut
-from grpo.cluster import Cluster
 from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
-from grpo.learner.group import LearnerGroup
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.learner import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]

@@ -28,16 +28,16 @@ from typing import Any
 import torch
 from common import QWEN3_06B, Row, Spread, command, parser, report
 
-from grpo.cluster import Cluster, Worker, _Host, free_port, gather
 from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.fleet.cluster import Cluster, Worker, _Host, free_port, gather
+from grpo.fleet.engines import RolloutPool
+from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.weights import WeightSync
 from grpo.learner.build import build_tokenizer
-from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
-from grpo.rollout.pool import RolloutPool
 from grpo.sync.buckets import WeightMeta
 from grpo.sync.transport import BACKENDS, Meeting
-from grpo.sync.update import WeightSync
 
 TIMEOUT_S = 300.0
 CANARY = [3, 7, 4, 8, 5, 9, 6, 10]

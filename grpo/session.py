@@ -16,15 +16,15 @@ from typing import Any
 import torch
 
 from grpo import __version__
-from grpo.cluster import Cluster, gather
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
-from grpo.learner.group import LearnerGroup
+from grpo.fleet.cluster import Cluster, gather
+from grpo.fleet.engines import RolloutPool
+from grpo.fleet.learner import LearnerGroup
 from grpo.learner.prepare import context_length
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec, on_gpu
-from grpo.rollout.pool import RolloutPool
 from grpo.sync.transport import BACKENDS, pick_transport
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from grpo.checkpoint import RunFolder
-from grpo.cluster import Cluster
 from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
@@ -29,10 +28,11 @@ from grpo.eval.result import (
 from grpo.eval.rows import Judges, Waiting, benchmark_rows, judged, submit
 from grpo.eval.scores import Score
 from grpo.eval.store import Answered, AnswerStore
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.engines import RolloutPool
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
 from grpo.preflight.check import check_benchmark
 from grpo.rollout.engine import EngineSpec, on_gpu
-from grpo.rollout.pool import RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.session import StopRequest, import_plugins
 from grpo.sync.transport import BACKENDS

@@ -19,7 +19,7 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted
-from grpo.rollout.pool import POLL_S, RolloutPool
+from grpo.fleet.engines import POLL_S, RolloutPool
 from grpo.rollout.sampling import group_seed
 from grpo.train.collect import (
     VERDICT_POLL_S,

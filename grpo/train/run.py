@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.checkpoint import RunFolder, TrainState
-from grpo.cluster import Cluster
 from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.weights import WeightSync
 from grpo.learner.prepare import load_tokenizer, prepare_model
 from grpo.metrics import (
     MetricsLog,
@@ -35,7 +36,6 @@ from grpo.session import (
     start_workers,
     transport_of,
 )
-from grpo.sync.update import WeightSync
 from grpo.train.ahead import make_collector
 from grpo.train.collect import Collected
 from grpo.train.goodput import accounts

@@ -18,7 +18,7 @@ from grpo.batch.build import (
 from grpo.batch.cut import cut, imbalance
 from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
-from grpo.learner.group import LearnerGroup
+from grpo.fleet.learner import LearnerGroup
 from grpo.types import Batch, ScoredGroup
 
 

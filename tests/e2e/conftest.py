@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from grpo.cluster import Cluster, gather
 from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.fleet.cluster import Cluster, gather
+from grpo.fleet.engines import RolloutPool
+from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.weights import WeightSync
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
-from grpo.learner.group import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
-from grpo.rollout.pool import RolloutPool
-from grpo.sync.update import WeightSync
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 CANARY = [3, 7, 4, 8, 5, 9, 6, 10]

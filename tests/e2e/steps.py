@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.batch.build import make_batch, with_advantages
 from grpo.batch.cut import cut
-from grpo.cluster import Cluster
-from grpo.learner.group import LearnerGroup
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.learner import LearnerGroup
 from grpo.learner.spec import LearnerSpec
 from grpo.types import Batch, Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
 from tests.e2e.conftest import start_learner

@@ -10,10 +10,10 @@ import torch
 from transformers import Qwen3Config
 
 from grpo.batch.cut import cut
-from grpo.cluster import Cluster
 from grpo.config.recipe import Choice, LearnerConfig
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.learner import LearnerGroup
 from grpo.learner.flops import ModelShape
-from grpo.learner.group import LearnerGroup
 from grpo.learner.memory import LearnerSetting
 from grpo.learner.spec import LearnerSpec
 from tests.e2e.conftest import learner_spec, start_learner

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from grpo.batch.cut import cut
-from grpo.cluster import Cluster
 from grpo.config.recipe import Choice, RegularizationConfig
-from grpo.learner.group import LearnerGroup
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.learner import LearnerGroup
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import after_two_steps, batch, one_and_two_ranks, weights, worst_cut

@@ -10,11 +10,11 @@ import torch
 from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.batch.build import make_batch, with_advantages
 from grpo.batch.cut import cut
-from grpo.cluster import Cluster, gather
 from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
+from grpo.fleet.cluster import Cluster, gather
+from grpo.fleet.weights import WeightSync
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.sync.update import WeightSync
 from grpo.types import Group, Prompt, ScoredGroup, Verdict
 from tests.e2e.conftest import CANARY, Pair, start_pair
 

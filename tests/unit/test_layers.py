@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"errors", "types", "config", "registry"},
     {"data", "tasks", "verify", "algo", "batch", "checkpoint", "metrics", "console"},
-    {"rollout", "learner", "sync", "cluster"},
+    {"rollout", "learner", "sync", "fleet"},
     {"train", "eval", "report", "preflight", "session"},
     {"cli"},
 ]
@@ -61,5 +61,5 @@ def test_heavy_libraries_live_on_floor_two_and_ray_in_one_file():
         for other in imports(tree)
         if other.split(".")[0] in HEAVY
     }
-    assert {name for name, library in users if library == "ray"} == {"grpo.cluster"}
+    assert {name for name, library in users if library == "ray"} == {"grpo.fleet.cluster"}
     assert all(floor_of(name) == 2 for name, _ in users), users

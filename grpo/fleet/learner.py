@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.cluster import Worker, gather
+from grpo.fleet.cluster import Worker, gather
 from grpo.learner.usage import usage_metrics
 from grpo.types import MicroBatch
 

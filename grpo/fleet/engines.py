@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from grpo.cluster import Call, Worker, first_done, gather
 from grpo.errors import RunError
+from grpo.fleet.cluster import Call, Worker, first_done, gather
 from grpo.rollout.sampling import Sampling
 from grpo.types import Group, Prompt
 

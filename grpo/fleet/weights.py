@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from grpo.cluster import Cluster, free_port, gather
 from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
-from grpo.learner.group import LearnerGroup
-from grpo.rollout.pool import RolloutPool
+from grpo.fleet.cluster import Cluster, free_port, gather
+from grpo.fleet.engines import RolloutPool
+from grpo.fleet.learner import LearnerGroup
 from grpo.sync.transport import Meeting, learner_members
 
 # How far two correct implementations of one forward pass may lie apart, in nats.

@@ -1,0 +1,1 @@
+"""The driver's handles on engines, learner and the weights between them."""
