@@ -15,8 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from grpo.metrics import read_metrics
 from grpo.report.curves import running_mean
+from grpo.store.log import read_metrics
 
 VARIANTS: dict[str, list[str]] = {
     "token": ["aggregate=token_mean"],

@@ -21,7 +21,7 @@ from common import accepted
 
 from grpo.config.load import load_recipe
 from grpo.console import Screen
-from grpo.metrics import read_metrics
+from grpo.store.log import read_metrics
 from grpo.train.run import train
 
 # Of a block: the engines may have worked ahead while the other run had the machine, and nothing is

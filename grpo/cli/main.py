@@ -145,8 +145,8 @@ def doctor() -> None:
 def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
     """Draw a run's curves (reward.png, length.png) from what it has logged so far."""
     with exit_codes(RESUMES):
-        from grpo.checkpoint import RunFolder
         from grpo.report.curves import write_curves
+        from grpo.store.checkpoint import RunFolder
 
         if not (run / "metrics.jsonl").is_file():
             raise UserError(f"{run} is not a run folder: it has no metrics.jsonl")

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.checkpoint import replacing
 from grpo.config.data import DataConfig
 from grpo.config.load import resolved
 from grpo.console import Screen
@@ -22,6 +21,7 @@ from grpo.data.load import Loaded, no_rows, sift
 from grpo.data.read import open_source
 from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
 from grpo.errors import UserError
+from grpo.store.files import replacing
 from grpo.tasks import Row
 
 FOLDER = Path("prepared")

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from grpo.checkpoint import replacing
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.eval.scores import Score, mean_score, problem_scores, score_problems
 from grpo.eval.store import Answered
+from grpo.store.files import replacing
 
 
 @dataclass(frozen=True, slots=True)

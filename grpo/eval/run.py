@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grpo.checkpoint import RunFolder
 from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
@@ -35,6 +34,7 @@ from grpo.preflight.check import check_benchmark
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.session import StopRequest, import_plugins
+from grpo.store.checkpoint import RunFolder
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, Prompt
 from grpo.verify.pool import VerifierPool

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.checkpoint import replacing
+from grpo.store.files import replacing
 from grpo.types import Verdict
 
 PART_EVERY_S = 30.0

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo.checkpoint import RunFolder, replacing
-from grpo.metrics import read_metrics
+from grpo.store.checkpoint import RunFolder
+from grpo.store.files import replacing
+from grpo.store.log import read_metrics
 
 Points = list[tuple[float, float]]
 _EVAL_KEY = re.compile(r"eval/(.+)/avg")

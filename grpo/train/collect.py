@@ -13,8 +13,8 @@ from grpo.console import ProgressBar, Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError
 from grpo.fleet.engines import POLL_S, RolloutPool
-from grpo.metrics import short_reason
 from grpo.rollout.sampling import Sampling, group_seed
+from grpo.train.metrics import short_reason
 from grpo.types import Group, ScoredGroup, Verdict
 from grpo.verify.pool import VerifierPool
 

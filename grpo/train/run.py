@@ -6,7 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.checkpoint import RunFolder, TrainState
 from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
@@ -16,14 +15,6 @@ from grpo.eval import run as evaluate
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.weights import WeightSync
 from grpo.learner.prepare import load_tokenizer, prepare_model
-from grpo.metrics import (
-    MetricsLog,
-    drift_warning,
-    group_metrics,
-    open_board,
-    staleness_metrics,
-    write_rollouts,
-)
 from grpo.preflight.check import check_recipe
 from grpo.report.curves import write_curves
 from grpo.session import (
@@ -36,9 +27,13 @@ from grpo.session import (
     start_workers,
     transport_of,
 )
+from grpo.store.board import open_board
+from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.log import MetricsLog, write_rollouts
 from grpo.train.ahead import make_collector
 from grpo.train.collect import Collected
 from grpo.train.goodput import accounts
+from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
 from grpo.train.update import Updater
 from grpo.verify.pool import VerifierPool
 

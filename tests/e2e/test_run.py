@@ -219,7 +219,7 @@ def test_resume_with_another_recipe_lists_the_keys_and_allows_harmless_ones(surv
 
 
 def test_two_runs_on_one_folder_are_refused(survived):
-    from grpo.checkpoint import RunFolder
+    from grpo.store.checkpoint import RunFolder
 
     folder, _ = survived
     with RunFolder(folder / "run").lock():

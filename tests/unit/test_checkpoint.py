@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from grpo.checkpoint import RunFolder, TrainState, read_json_lines
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
+from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.files import read_json_lines
 
 
 def state(step: int) -> TrainState:
@@ -128,7 +129,7 @@ def test_an_incomplete_latest_falls_back_to_the_highest_complete_step(run: RunFo
 KILLED_WRITER = """
     import sys, time
     from pathlib import Path
-    from grpo.checkpoint import RunFolder, TrainState
+    from grpo.store.checkpoint import RunFolder, TrainState
     run = RunFolder(Path(sys.argv[1]))
     with run.lock(), run.write_checkpoint(20, keep=1) as folder:
         (folder / "weights.bin").write_text("half")

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo.checkpoint import RunFolder
 from grpo.config.recipe import BuildConfig, Recipe, SuiteConfig, VerifierConfig
 from grpo.console import Screen
 from grpo.errors import Interrupted, UserError
@@ -18,8 +17,10 @@ from grpo.eval.run import Bench, Judges, run_suite, weights_identity
 from grpo.eval.store import read_answers
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.prepare import load_tokenizer
-from grpo.metrics import MetricsLog, NullBoard, read_metrics
 from grpo.rollout.sampling import Sampling
+from grpo.store.board import NullBoard
+from grpo.store.checkpoint import RunFolder
+from grpo.store.log import MetricsLog, read_metrics
 from grpo.train.run import Trainer, _summary
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS

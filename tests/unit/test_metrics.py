@@ -10,18 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from grpo.config.recipe import LoggingConfig
-from grpo.metrics import (
-    MetricsLog,
-    NullBoard,
-    WandbBoard,
-    _has_wandb_key,
-    drift_warning,
-    group_metrics,
-    open_board,
-    read_metrics,
-    staleness_metrics,
-    write_rollouts,
-)
+from grpo.store.board import NullBoard, WandbBoard, _has_wandb_key, open_board
+from grpo.store.log import MetricsLog, read_metrics, write_rollouts
+from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
 from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from grpo.checkpoint import RunFolder
 from grpo.report.curves import running_mean, write_curves
+from grpo.store.checkpoint import RunFolder
 
 PNG = b"\x89PNG"
 

@@ -1,0 +1,104 @@
+"""A run's numbers on wandb, or nowhere."""
+
+import netrc
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+from grpo.config.recipe import LoggingConfig
+from grpo.errors import UserError
+from grpo.store.files import replacing
+
+
+class NullBoard:
+    """No board: takes everything, shows nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+class WandbBoard:
+    """One wandb run, its files under `folder`/wandb. A resume goes on with the same run."""
+
+    def __init__(
+        self,
+        mode: Literal["online", "offline"],
+        project: str,
+        name: str,
+        config: dict[str, Any],
+        folder: Path,
+    ):
+        import wandb
+
+        self.mode = mode
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = wandb.init(
+            mode=mode,
+            project=project,
+            name=name,
+            id=_board_id(folder / ".wandb_id"),
+            resume="allow" if mode == "online" else None,  # offline, `wandb sync` joins by the id
+            config=config,
+            dir=folder,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def finish(self) -> None:
+        self._run.finish()
+
+
+def _board_id(path: Path) -> str:
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(uuid.uuid4().hex[:12])
+    return path.read_text().strip()
+
+
+def _has_wandb_key() -> bool:
+    """Whether WANDB_API_KEY or a netrc entry holds a key, the two places `wandb login` leaves one.
+
+    wandb's own question changes from version to version and prints a warning in the newest.
+    """
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    for file in (os.environ.get("NETRC", "~/.netrc"), "~/_netrc"):
+        try:
+            if netrc.netrc(Path(file).expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue  # not there, or not for us to mend
+    return False
+
+
+def open_board(
+    logging: LoggingConfig, name: str, config: dict[str, Any], folder: Path
+) -> WandbBoard | NullBoard:
+    """The board that `logging.wandb` asks for. auto: online where there is an API key and wandb's
+    server answers, else offline."""
+    if logging.wandb == "off":
+        return NullBoard()
+    import wandb
+
+    mode = logging.wandb
+    if mode == "auto":
+        mode = "online" if _has_wandb_key() else "offline"
+    mode = cast(Literal["online", "offline"], mode)
+    try:
+        return WandbBoard(mode, logging.wandb_project, name, config, folder)
+    except wandb.Error as error:
+        if mode == "online" and logging.wandb == "auto":
+            return WandbBoard("offline", logging.wandb_project, name, config, folder)
+        raise UserError(
+            f"logging.wandb is {logging.wandb!r} but wandb does not start ({error}): "
+            "log in with `wandb login`, or use logging.wandb=offline or off"
+        ) from error

@@ -1,0 +1,99 @@
+"""What a step leaves behind to be read, as numbers: rewards, lengths, verdicts, staleness."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from grpo.algo.shaping import is_flat
+from grpo.types import ScoredGroup
+
+# Nats a token between the weights that sampled and those that learn: with more the demo unlearns
+# (docs/speed.md), with a fifth of it, it learns as on-policy.
+FAR_POLICY = 0.03
+ON_THE_MEAN = 1e-9  # a reward this close to its group's mean is neither above nor below
+
+
+def short_reason(reason: str) -> str:
+    """`verifier crashed: KeyError` counts as `verifier crashed`."""
+    return reason.split(":", 1)[0].strip()
+
+
+def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rewards, lengths (tokens) and verdicts of a step's responses; {} without groups.
+
+    Rewards are the verdicts' own; what shaping took is reward/penalty. Standard deviations divide
+    by N. A flat group counts as all right where its reward is positive, as all wrong otherwise.
+    length/positive_minus_negative compares answers above and below their own group's mean reward;
+    nan where no group has both.
+    """
+    if not groups:
+        return {}
+    rewards_N = np.array([reward for group in groups for reward in group.accuracies], dtype=float)
+    responses = [response for group in groups for response in group.group.responses]
+    lengths_N = np.array([len(response.token_ids) for response in responses], dtype=float)
+    reasons = Counter(
+        short_reason(verdict.reason) for group in groups for verdict in group.verdicts
+    )
+    flat = [group.accuracies[0] for group in groups if is_flat(group.accuracies)]
+    metrics = {
+        "reward/mean": rewards_N.mean(),
+        "reward/std": rewards_N.std(),
+        "length/mean": lengths_N.mean(),
+        "length/cv": lengths_N.std() / lengths_N.mean() if lengths_N.any() else math.nan,
+        "length/max": lengths_N.max(),
+        "length/positive_minus_negative": _positive_minus_negative(groups),
+        "truncated/share": np.mean([r.finish_reason == "length" for r in responses]),
+        "no_answer/share": reasons["no answer"] / len(responses),
+        "groups/flat_share": len(flat) / len(groups),
+        "groups/all_right_share": sum(reward > 0 for reward in flat) / len(groups),
+        "groups/all_wrong_share": sum(reward <= 0 for reward in flat) / len(groups),
+    }
+    penalties = [penalty for group in groups for penalty in group.penalties]
+    if penalties:
+        metrics["reward/penalty"] = np.mean(penalties)
+    for reason in sorted(reasons.keys()):
+        metrics[f"verdict/{reason}/share"] = reasons[reason] / len(responses)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def staleness_metrics(used: Sequence[ScoredGroup], version: int) -> dict[str, float]:
+    """How many weight updates lie between the tokens' weights and those that learn from them,
+    which are `version`; {} without tokens. A token counts once whatever its weight."""
+    responses = [response for group in used for response in group.group.responses]
+    spans = [span for response in responses for span in response.versions if span.end > span.start]
+    if not spans:
+        return {}
+    tokens = sum(span.end - span.start for span in spans)
+    total = sum((version - span.version) * (span.end - span.start) for span in spans)
+    return {
+        "staleness/mean": total / tokens,
+        "staleness/max": float(version - min(span.version for span in spans)),
+    }
+
+
+def drift_warning(step: int, metrics: Mapping[str, float]) -> str | None:
+    """What to tell the user where stale answers come from too different a policy."""
+    if not metrics.get("staleness/max") or metrics.get("mismatch/kl", 0.0) <= FAR_POLICY:
+        return None
+    return (
+        f"step {step}: the weights that sampled are {metrics['mismatch/kl']:.2g} nats a token from "
+        f"those that learn (mismatch/kl); above {FAR_POLICY} stale answers can mislead more than "
+        "they teach. Lower learner.lr, or set schedule.max_staleness=0"
+    )
+
+
+def _positive_minus_negative(groups: Sequence[ScoredGroup]) -> float:
+    above: list[int] = []
+    below: list[int] = []
+    for group in groups:
+        if is_flat(group.accuracies):
+            continue  # its rewards sit beside their mean by rounding alone
+        mean = math.fsum(group.accuracies) / len(group.accuracies)
+        for response, reward in zip(group.group.responses, group.accuracies, strict=True):
+            if abs(reward - mean) > ON_THE_MEAN:
+                (above if reward > mean else below).append(len(response.token_ids))
+    if not above or not below:
+        return math.nan
+    return sum(above) / len(above) - sum(below) / len(below)
