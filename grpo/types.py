@@ -1,6 +1,6 @@
 """The records that travel through a step, one per stage, all frozen.
 
-    Prompt -> Group -> ScoredGroup -> Batch (one optimizer step) -> MicroBatch (one forward)
+    Row -> Prompt -> Group -> ScoredGroup -> Batch (one optimizer step) -> MicroBatch (one forward)
 
 Shape letters: N responses of one optimizer step over all ranks, G siblings of one prompt,
 S packed tokens (prompts and responses), T response tokens among them.
@@ -17,6 +17,16 @@ if TYPE_CHECKING:  # a verifier's process needs verdicts, not three seconds of t
     import torch
 
 FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One problem with its reference answer; `solution` is worked out, or empty."""
+
+    id: str
+    problem: str
+    answer: str
+    solution: str = ""
 
 
 @dataclass(frozen=True, slots=True)

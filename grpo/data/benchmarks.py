@@ -12,7 +12,7 @@ from grpo.data.read import Fault, open_source
 from grpo.data.rows import problem_of
 from grpo.data.seal import file_sha256
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 
 @dataclass(frozen=True, slots=True)

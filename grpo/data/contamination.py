@@ -6,7 +6,7 @@ from typing import Literal
 
 from grpo.config.data import Decontamination
 from grpo.data.text import ngrams, squeezed
-from grpo.tasks import Row
+from grpo.types import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from grpo.config.data import Filters
 from grpo.data.text import has_cjk, squeezed
-from grpo.tasks import Row
+from grpo.types import Row
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from grpo.data.load import Loaded, load_rows, stops
 from grpo.data.prepare import read_and_compare, show_counts
 from grpo.data.stream import render
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 _LISTED = 10
 _SHARED_CHARACTERS = 80

@@ -9,7 +9,7 @@ from grpo.data.filters import Counts, Sieve
 from grpo.data.read import Fault, Source, open_source
 from grpo.data.rows import to_row
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from grpo.data.read import open_source
 from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
 from grpo.errors import UserError
 from grpo.store.files import replacing
-from grpo.tasks import Row
+from grpo.types import Row
 
 FOLDER = Path("prepared")
 # What the work is named by; a change of the rules below makes old files stale.

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from grpo.config.data import DataConfig
 from grpo.data.seal import file_sha256, read_seal, seal_path
+from grpo.data.tasks import TASKS
 from grpo.errors import UserError
-from grpo.tasks import TASKS, Row
+from grpo.types import Row
 
 _CHUNK = 1 << 20
 _BATCH = 1024

@@ -6,7 +6,7 @@ from typing import Any
 from grpo.config.data import DataConfig
 from grpo.data.read import Fault, Record
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 
 def to_row(record: Record, config: DataConfig) -> Row | Fault:

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.config.data import DataConfig
 from grpo.errors import UserError
-from grpo.tasks import Row
-from grpo.types import Prompt
+from grpo.types import Prompt, Row
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from grpo.eval.result import (
 )
 from grpo.eval.rows import Judges, benchmark_rows, judged, submit
 from grpo.eval.store import Answered, AnswerStore
-from grpo.tasks import Row
+from grpo.types import Row
 from grpo.verify.ready import check_verifier
 
 _SUFFIXES = (".jsonl", ".parquet")

@@ -14,8 +14,7 @@ from grpo.data.read import open_source
 from grpo.data.rows import to_row
 from grpo.errors import UserError
 from grpo.eval.store import Answered
-from grpo.tasks import Row
-from grpo.types import Verdict
+from grpo.types import Row, Verdict
 from grpo.verify.pool import VerifierPool
 
 Record = dict[str, Any]

@@ -16,8 +16,7 @@ from grpo.console import Screen
 from grpo.data import load_rows
 from grpo.errors import RunError, UserError
 from grpo.preflight.mutate import ANOTHERS, FORMATS, JUDGED_IN, MUTATIONS, answer_of_another
-from grpo.tasks import Row
-from grpo.types import Verdict
+from grpo.types import Row, Verdict
 from grpo.verify.exact import last_box
 from grpo.verify.pool import VerifierPool
 

@@ -12,7 +12,7 @@ from grpo.config.recipe import BuildConfig, DataConfig
 from grpo.data import PromptStream, eval_prompts, load_rows, render
 from grpo.errors import UserError
 from grpo.learner.build import build_tokenizer
-from grpo.tasks import Row
+from grpo.types import Row
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train" / "dapo_math_17k.jsonl"
 TOKENIZER = build_tokenizer(BuildConfig(alphabet="0123456789+=}\n"))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from grpo.config.data import Decontamination
 from grpo.data.contamination import Overlap, compare
 from grpo.data.text import ngrams, squeezed, words
-from grpo.tasks import Row
+from grpo.types import Row
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 

@@ -16,7 +16,7 @@ from grpo.data.benchmarks import find_benchmarks, read_problems
 from grpo.data.contamination import Overlap, compare
 from grpo.data.load import Loaded, sift
 from grpo.data.read import open_source
-from grpo.tasks import Row
+from grpo.types import Row
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"

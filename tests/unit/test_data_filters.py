@@ -9,7 +9,7 @@ from grpo.data.filters import Counts, Sieve
 from grpo.data.load import sift
 from grpo.data.read import Fault, Record, Source
 from grpo.data.text import has_cjk, squeezed
-from grpo.tasks import Row
+from grpo.types import Row
 
 EVERY = [
     Filters(duplicates=duplicates, language=language)

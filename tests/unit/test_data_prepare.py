@@ -15,7 +15,7 @@ from grpo.data.inspect import check
 from grpo.data.prepare import prepare
 from grpo.data.seal import read_seal, seal_path
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 PHRASE = "one two three four five six seven eight nine ten eleven twelve thirteen"
 

@@ -14,7 +14,7 @@ from grpo.data import load_rows
 from grpo.data.load import sift
 from grpo.data.read import open_source
 from grpo.errors import UserError
-from grpo.tasks import Row
+from grpo.types import Row
 
 GOOD = '{"problem": "1+1", "answer": "2"}'
 

@@ -12,8 +12,7 @@ from grpo.errors import UserError
 from grpo.eval.answers import read_stored
 from grpo.eval.result import load
 from grpo.eval.store import Answered, read_answers, write_answers
-from grpo.tasks import Row
-from grpo.types import Verdict
+from grpo.types import Row, Verdict
 from tests.unit.test_layers import modules
 
 ROOT = Path(__file__).parents[2]

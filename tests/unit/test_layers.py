@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 FLOORS = [
     {"errors", "types", "config", "registry"},
-    {"data", "tasks", "verify", "algo", "batch", "store", "console"},
+    {"data", "verify", "algo", "batch", "store", "console"},
     {"rollout", "learner", "sync", "fleet"},
     {"train", "eval", "report", "preflight", "session"},
     {"cli"},

@@ -21,10 +21,9 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError
-from grpo.tasks import Row
 from grpo.train.ahead import Overlap, make_collector
 from grpo.train.collect import Collected, Collector
-from grpo.types import Group, Verdict
+from grpo.types import Group, Row, Verdict
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 
 

@@ -14,7 +14,7 @@ from grpo.config.recipe import Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
 from grpo.preflight.check import check_recipe
-from grpo.tasks import Row
+from grpo.types import Row
 from grpo.verify import VERIFIERS
 
 ROOT = Path(__file__).parents[2]

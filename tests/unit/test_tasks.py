@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 
+from grpo.data.tasks import TASKS
 from grpo.errors import UserError
-from grpo.tasks import TASKS, Row
+from grpo.types import Row
 from grpo.verify import VERIFIERS
 
 

@@ -1,27 +1,17 @@
-"""Rows, the common shape of every data set, and tasks that generate them."""
+"""Tasks that generate their rows."""
 
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from grpo.errors import UserError
 from grpo.registry import Registry
+from grpo.types import Row
 
 Split = Literal["train", "heldout"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One problem with its reference answer; `solution` is worked out, or empty."""
-
-    id: str
-    problem: str
-    answer: str
-    solution: str = ""
 
 
 TASKS: Registry[Callable[..., list[Row]]] = Registry("task")
