@@ -45,7 +45,7 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.learner.prepare import context_length, load_tokenizer
-from grpo.session import run_folder
+from grpo.store.checkpoint import run_folder
 from grpo.train.run import train
 
 RECIPE = Path("recipes/tiny_cpu.yaml")

@@ -65,8 +65,8 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
     with exit_codes(RESUMES):
         from grpo.config.load import load_recipe
         from grpo.console import Screen
+        from grpo.plugins import import_plugins
         from grpo.preflight.check import check_recipe
-        from grpo.session import import_plugins
 
         loaded = load_recipe(recipe, overrides or [])
         import_plugins(loaded.plugins)

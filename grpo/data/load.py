@@ -107,3 +107,11 @@ def _tell(counts: Counts, config: DataConfig) -> None:
     ):
         if number:
             log.info("%s: %d %s left out", config.name, number, what)
+
+
+def describe(data: DataConfig) -> str:
+    """Its name and how many rows it has, or where they will come from. Raises UserError for rows
+    that cannot be read."""
+    if data.path is None and data.task is None:
+        return f"{data.name}: {data.hub} (from the Hugging Face hub)"
+    return f"{data.name}: {len(load_rows(data))} rows"

@@ -26,6 +26,7 @@ from grpo.eval.result import (
 )
 from grpo.eval.rows import Judges, benchmark_rows, judged, submit
 from grpo.eval.store import Answered, AnswerStore
+from grpo.plugins import import_plugins
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
 
@@ -52,8 +53,6 @@ def evaluate_answers(
     """Judges stored answers with the suite's verifiers: a file for a suite of one benchmark, else
     a folder with a file NAME.jsonl or NAME.parquet for each. Raises UserError."""
     if suite.plugins:
-        from grpo.session import import_plugins  # brings Ray in, which nothing else here needs
-
         import_plugins(suite.plugins)
     out = out or answers.with_name(f"{answers.stem}.{suite.name}.json")
     make_room(out)

@@ -14,6 +14,7 @@ from grpo.config.recipe import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError
+from grpo.eval.check import check_benchmark
 from grpo.eval.history import history, track
 from grpo.eval.result import (
     BenchmarkResult,
@@ -30,10 +31,10 @@ from grpo.eval.store import Answered, AnswerStore
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
 from grpo.learner.prepare import context_length, load_tokenizer, local_model
-from grpo.preflight.check import check_benchmark
+from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.session import StopRequest, import_plugins
+from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, Prompt

@@ -6,13 +6,13 @@ import torch
 
 from grpo.algo import ADVANTAGES, AGGREGATORS, CORRECTIONS, SURROGATES
 from grpo.algo.advantage import StepRewards
-from grpo.config.recipe import BenchmarkConfig, DataConfig, Recipe
-from grpo.data import load_rows
+from grpo.config.recipe import Recipe
+from grpo.data.load import describe
 from grpo.errors import UserError
-from grpo.eval.rows import benchmark_rows
+from grpo.eval.check import check_benchmark
+from grpo.fleet.placement import transport_of
 from grpo.learner.prepare import check_model_folder, looks_local
 from grpo.registry import call
-from grpo.session import transport_of
 from grpo.verify.ready import check_verifier
 
 Fact = tuple[str, str]
@@ -35,7 +35,7 @@ def check_recipe(recipe: Recipe) -> list[Fact]:
     _check_placement(recipe)
     facts = [
         ("model", _check_model(recipe)),
-        ("data", _check_data(recipe.data)),
+        ("data", describe(recipe.data)),
         (
             "answers per step",
             f"{recipe.rollout.prompts} prompts x {recipe.rollout.group_size} = {answers}",
@@ -75,18 +75,6 @@ def _check_advantage(recipe: Recipe) -> None:
         raise UserError(f"advantage {name!r}, groups of {len(rewards_G)}: {error}") from error
 
 
-def check_benchmark(benchmark: BenchmarkConfig) -> str:
-    """What it comes to, in words. Raises UserError for what cannot work."""
-    verifier = benchmark.verifier
-    check_verifier(verifier.name, verifier.options, benchmark.judge_timeout_s, "judge_timeout_s")
-    if benchmark.data.path is None and benchmark.data.task is None:
-        counted = _check_data(benchmark.data)
-    else:
-        rows, _ = benchmark_rows(benchmark)
-        counted = f"{benchmark.data.name}: {len(rows)} rows"
-    return f"{counted}, {benchmark.samples} answers each"
-
-
 def _check_model(recipe: Recipe) -> str:
     path, build = recipe.model.path, recipe.model.build
     if path is None:
@@ -98,12 +86,6 @@ def _check_model(recipe: Recipe) -> str:
         raise UserError(f"model.path {path!r}: no such folder")
     check_model_folder(Path(path).expanduser())
     return path
-
-
-def _check_data(data: DataConfig) -> str:
-    if data.path is None and data.task is None:
-        return f"{data.name}: {data.hub} (from the Hugging Face hub)"
-    return f"{data.name}: {len(load_rows(data))} rows"
 
 
 def _check_placement(recipe: Recipe) -> None:

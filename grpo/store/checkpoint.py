@@ -274,6 +274,10 @@ class RunFolder:
         )
 
 
+def run_folder(recipe: Recipe) -> Path:
+    return Path(recipe.output) / recipe.name
+
+
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     """The same after a trip through JSON: tuples become lists, as they come back from YAML."""
     return json.loads(json.dumps(value, default=str))

@@ -13,22 +13,17 @@ from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
 from grpo.fleet.cluster import Cluster
+from grpo.fleet.placement import is_colocated, model_length, transport_of
+from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
 from grpo.learner.prepare import load_tokenizer, prepare_model
+from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.report.curves import write_curves
-from grpo.session import (
-    StopRequest,
-    facts,
-    import_plugins,
-    is_colocated,
-    model_length,
-    run_folder,
-    start_workers,
-    transport_of,
-)
+from grpo.stop import StopRequest
 from grpo.store.board import open_board
-from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.checkpoint import RunFolder, TrainState, run_folder
+from grpo.store.facts import facts
 from grpo.store.log import MetricsLog, write_rollouts
 from grpo.train.ahead import make_collector
 from grpo.train.collect import Collected

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from grpo.config.load import load_recipe
+from grpo.fleet.placement import engine_threads, learner_threads
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
-from grpo.session import engine_threads, learner_threads
 
 TINY = Path("recipes/tiny_cpu.yaml")
 
@@ -15,7 +15,7 @@ TINY = Path("recipes/tiny_cpu.yaml")
 @pytest.fixture(autouse=True)
 def eight_cores_and_no_gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    for module in ("grpo.rollout.engine", "grpo.session"):
+    for module in ("grpo.rollout.engine", "grpo.fleet.placement"):
         monkeypatch.setattr(f"{module}.on_gpu", lambda: False)
 
 

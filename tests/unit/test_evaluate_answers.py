@@ -148,7 +148,7 @@ def test_judging_stored_answers_imports_neither_vllm_nor_ray() -> None:
                 waiting += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
                 assert node.module.split(".")[0] not in ("vllm", "ray", "deepspeed"), name
     assert "grpo.verify.pool" in seen and "grpo.data.load" in seen
-    assert not seen & {"grpo.fleet.cluster", "grpo.eval.run", "grpo.session"}
+    assert not seen & {"grpo.fleet.cluster", "grpo.eval.run", "grpo.fleet.start"}
 
 
 # --- the command ---

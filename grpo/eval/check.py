@@ -1,0 +1,18 @@
+"""What can be known of a benchmark without running it."""
+
+from grpo.config.recipe import BenchmarkConfig
+from grpo.data.load import describe
+from grpo.eval.rows import benchmark_rows
+from grpo.verify.ready import check_verifier
+
+
+def check_benchmark(benchmark: BenchmarkConfig) -> str:
+    """What it comes to, in words. Raises UserError for what cannot work."""
+    verifier = benchmark.verifier
+    check_verifier(verifier.name, verifier.options, benchmark.judge_timeout_s, "judge_timeout_s")
+    if benchmark.data.path is None and benchmark.data.task is None:
+        counted = describe(benchmark.data)
+    else:
+        rows, _ = benchmark_rows(benchmark)
+        counted = f"{benchmark.data.name}: {len(rows)} rows"
+    return f"{counted}, {benchmark.samples} answers each"

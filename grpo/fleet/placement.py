@@ -1,0 +1,75 @@
+"""Where engines and learner ranks stand, how weights travel between them, and on how many threads
+each computes."""
+
+import os
+
+import torch
+
+from grpo.config.recipe import Recipe
+from grpo.errors import UserError
+from grpo.learner.prepare import context_length
+from grpo.rollout.engine import on_gpu
+from grpo.sync.transport import pick_transport
+
+
+def is_colocated(recipe: Recipe) -> bool:
+    """Whether learner ranks and engines share GPUs: as asked, or where there are too few."""
+    if recipe.placement != "auto":
+        return recipe.placement == "colocated"
+    needed = recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
+    share = on_gpu() and torch.cuda.device_count() < needed
+    if share and recipe.schedule.max_staleness > 0:
+        raise UserError(
+            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
+            f"at once and need {needed} GPUs, and there are {torch.cuda.device_count()}. Set "
+            "max_staleness 0, where they take turns on shared ones, or fewer engines and ranks"
+        )
+    return share
+
+
+def transport_of(recipe: Recipe) -> str:
+    return pick_transport(
+        recipe.sync.transport,
+        on_gpu=on_gpu(),
+        colocated=is_colocated(recipe),
+        one_host="RAY_ADDRESS" not in os.environ,
+    )
+
+
+def model_length(recipe: Recipe, model: str) -> int:
+    """The longest prompt plus answer, checked against the model's context."""
+    context = context_length(model)
+    length = recipe.rollout.max_model_len or context
+    if length > context:
+        raise UserError(
+            f"rollout.max_model_len is {length}, but the model's context is {context}: lower it"
+        )
+    if recipe.rollout.max_tokens >= length:
+        raise UserError(
+            f"rollout.max_tokens is {recipe.rollout.max_tokens}, which leaves no room for a prompt "
+            f"in a context of {length} tokens: lower it"
+        )
+    return length
+
+
+def engine_threads(recipe: Recipe) -> int | None:
+    """Threads of an engine on CPU: its share of the engines' cores. None leaves cores to vLLM."""
+    engines = recipe.rollout.engines
+    if recipe.rollout.tensor_parallel > 1 and engines == 1 and not recipe.schedule.max_staleness:
+        return None
+    return max(1, _cores(recipe)[0] // engines)
+
+
+def learner_threads(recipe: Recipe) -> int:
+    """Threads of a rank on CPU: its share of the learner's cores."""
+    return max(1, _cores(recipe)[1] // recipe.learner.ranks)
+
+
+def _cores(recipe: Recipe) -> tuple[int, int]:
+    """Of the engines and of the learner: all cores where they take turns, half each where they work
+    at the same time, an odd one with the learner. With more, threads wait for those that have to
+    share a core."""
+    cores = len(os.sched_getaffinity(0))
+    if not recipe.schedule.max_staleness:
+        return cores, cores
+    return cores // 2, cores - cores // 2
