@@ -226,7 +226,7 @@ def accepted(listener: Listener, process: subprocess.Popen[Any], log: Path) -> A
 def demo_model() -> Path:
     """The demo's warm-started model: of runs/tiny_cpu where the demo has been run, else built once
     into runs/benchmark_models/tiny_cpu, which takes a minute or two."""
-    from grpo.learner.prepare import BUILT
+    from grpo.learner.base_model import BUILT
 
     model = Path("runs/tiny_cpu/model")
     return model.resolve() if (model / BUILT).exists() else built_model("tiny_cpu", [])
@@ -237,7 +237,7 @@ def built_model(name: str, overrides: list[str]) -> Path:
     runs/benchmark_models/NAME."""
     from grpo.config.load import load_recipe
     from grpo.console import Screen
-    from grpo.learner.prepare import prepare_model
+    from grpo.learner.base_model import prepare_model
 
     recipe = load_recipe(Path("recipes/tiny_cpu.yaml"), overrides)
     folder = Path("runs/benchmark_models") / name

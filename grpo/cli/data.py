@@ -126,7 +126,7 @@ def _declaration(
 
 
 def _tokenizer(model: str) -> Any:
-    from grpo.learner.prepare import load_tokenizer, looks_local
+    from grpo.learner.base_model import load_tokenizer, looks_local
 
     if looks_local(model) and not Path(model).is_dir():
         raise UserError(f"--tokenizer {model!r}: no such folder")

@@ -30,7 +30,7 @@ from grpo.eval.scores import Score
 from grpo.eval.store import Answered, AnswerStore
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
-from grpo.learner.prepare import context_length, load_tokenizer, local_model
+from grpo.learner.base_model import context_length, load_tokenizer, local_model
 from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.sampling import Sampling, group_seed

@@ -7,7 +7,7 @@ import torch
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
-from grpo.learner.prepare import context_length
+from grpo.learner.base_model import context_length
 from grpo.rollout.engine import on_gpu
 from grpo.sync.transport import pick_transport
 

@@ -11,7 +11,7 @@ from grpo.data.load import describe
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import transport_of
-from grpo.learner.prepare import check_model_folder, looks_local
+from grpo.learner.base_model import check_model_folder, looks_local
 from grpo.registry import call
 from grpo.verify.ready import check_verifier
 

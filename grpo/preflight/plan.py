@@ -13,10 +13,10 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.learner import memory
+from grpo.learner.base_model import looks_local
 from grpo.learner.build import build_tokenizer, model_config
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting
-from grpo.learner.prepare import looks_local
 from grpo.rollout.engine import CPU_KV_CACHE_BYTES
 
 GIB = 1 << 30

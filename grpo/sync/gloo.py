@@ -9,7 +9,7 @@ import torch
 
 from grpo.sync.buckets import largest_bytes, plan_buckets, total_bytes, wire_metas
 from grpo.sync.channel import GlooChannel, in_words
-from grpo.sync.memory import Turns
+from grpo.sync.shared_memory import Turns
 from grpo.sync.transport import Meeting, WeightSource
 
 

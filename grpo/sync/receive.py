@@ -7,7 +7,7 @@ import torch
 
 from grpo.sync.buckets import WeightMeta, largest_bytes, plan_buckets, total_bytes, unflatten
 from grpo.sync.channel import GlooChannel, in_words
-from grpo.sync.memory import Loan, Turns, share
+from grpo.sync.shared_memory import Loan, Turns, share
 
 # Takes a bucket's bytes and the named views of them; holds none of them when it returns.
 Load = Callable[[torch.Tensor, list[tuple[str, torch.Tensor]]], None]

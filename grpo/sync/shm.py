@@ -8,7 +8,7 @@ from typing import Any
 
 from grpo.sync.buckets import largest_bytes, plan_buckets, total_bytes, wire_metas
 from grpo.sync.channel import GlooChannel, in_words
-from grpo.sync.memory import Turns, share
+from grpo.sync.shared_memory import Turns, share
 from grpo.sync.transport import Meeting, WeightSource
 
 

@@ -10,25 +10,25 @@ from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
-from grpo.errors import Interrupted, UserError
+from grpo.errors import Interrupted
 from grpo.eval import run as evaluate
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.placement import is_colocated, model_length, transport_of
 from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
-from grpo.learner.prepare import load_tokenizer, prepare_model
+from grpo.learner.base_model import load_tokenizer, prepare_model
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.report.curves import write_curves
 from grpo.stop import StopRequest
 from grpo.store.board import open_board
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
-from grpo.store.facts import facts
 from grpo.store.log import MetricsLog, write_rollouts
 from grpo.train.ahead import make_collector
 from grpo.train.collect import Collected
 from grpo.train.goodput import accounts
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
+from grpo.train.resume import eval_path, starting_point
 from grpo.train.update import Updater
 from grpo.verify.pool import VerifierPool
 
@@ -263,10 +263,6 @@ class Trainer:
         evaluate.show(results, f"after step {step}", self.screen)
 
 
-def eval_path(folder: RunFolder, step: int) -> Path:
-    return folder.path / "eval" / f"step_{step:06d}.json"
-
-
 def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     """Runs the recipe in its folder, from its newest checkpoint where `resume` allows.
 
@@ -278,7 +274,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     folder = RunFolder(run_folder(recipe))
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock(), StopRequest(screen).listening() as stop:
-        checkpoint = _starting_point(recipe, folder, screen, resume)
+        checkpoint = starting_point(recipe, folder, screen, resume)
         reached = 0 if checkpoint is None else TrainState.load(checkpoint).step
         if reached >= recipe.schedule.steps and not _final_eval_due(recipe, folder):
             screen.note(
@@ -296,46 +292,6 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
 def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
     wanted = recipe.eval.at_end and recipe.eval.suite is not None
     return wanted and not eval_path(folder, recipe.schedule.steps).exists()
-
-
-def _starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: str) -> Path | None:
-    """The checkpoint to go on from; prepares the folder for what follows it."""
-    wanted = resolved(recipe)
-    if not folder.recipe.exists():
-        folder.begin(wanted, facts())
-        return None if resume in ("auto", "never") else _named_checkpoint(resume)
-    if resume == "never":
-        raise UserError(
-            f"{folder.path} holds a run already and --resume never was given: choose another "
-            "name=NAME, or delete the folder"
-        )
-    if conflicts := folder.recipe_conflicts(wanted):
-        raise UserError(
-            f"{folder.path} was made by another recipe; differing keys:\n  "
-            + "\n  ".join(conflicts)
-            + "\nChoose another name=NAME, or set the keys back"
-        )
-    steps, decay = folder.stored_recipe()["schedule"]["steps"], recipe.learner.lr_decay
-    if decay != "constant" and steps != recipe.schedule.steps:
-        screen.warn(
-            f"schedule.steps was {steps}, now {recipe.schedule.steps}: from here on the {decay} "
-            "decay of the learning rate ends at the new number"
-        )
-    folder.begin(wanted, facts())
-    checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
-    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
-    folder.rewind(step)
-    for path in eval_path(folder, 0).parent.glob("step_*.json"):
-        if path > eval_path(folder, step):  # of steps that will be taken again
-            path.unlink()
-    return checkpoint
-
-
-def _named_checkpoint(name: str) -> Path:
-    path = Path(name)
-    if not (path / "state.json").is_file():
-        raise UserError(f"--resume {name}: not a checkpoint folder (no state.json in it)")
-    return path.resolve()
 
 
 def _summary(recipe: Recipe, folder: RunFolder, screen: Screen) -> None:

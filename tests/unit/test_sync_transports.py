@@ -24,8 +24,8 @@ from grpo.sync.buckets import (
 )
 from grpo.sync.channel import GlooChannel, TransferError
 from grpo.sync.gloo import GlooSender
-from grpo.sync.memory import Turns, share
 from grpo.sync.receive import GlooReceiver, Load, Receiver, ShmReceiver
+from grpo.sync.shared_memory import Turns, share
 from grpo.sync.shm import ShmSender
 from grpo.sync.transport import Meeting, Sender, WeightSource, learner_members
 

@@ -1,0 +1,54 @@
+"""Where a run goes on: its folder is prepared for what follows the checkpoint."""
+
+from pathlib import Path
+
+from grpo.config.load import resolved
+from grpo.config.recipe import Recipe
+from grpo.console import Screen
+from grpo.errors import UserError
+from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.facts import facts
+
+
+def eval_path(folder: RunFolder, step: int) -> Path:
+    return folder.path / "eval" / f"step_{step:06d}.json"
+
+
+def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: str) -> Path | None:
+    """The checkpoint to go on from; prepares the folder for what follows it."""
+    wanted = resolved(recipe)
+    if not folder.recipe.exists():
+        folder.begin(wanted, facts())
+        return None if resume in ("auto", "never") else _named_checkpoint(resume)
+    if resume == "never":
+        raise UserError(
+            f"{folder.path} holds a run already and --resume never was given: choose another "
+            "name=NAME, or delete the folder"
+        )
+    if conflicts := folder.recipe_conflicts(wanted):
+        raise UserError(
+            f"{folder.path} was made by another recipe; differing keys:\n  "
+            + "\n  ".join(conflicts)
+            + "\nChoose another name=NAME, or set the keys back"
+        )
+    steps, decay = folder.stored_recipe()["schedule"]["steps"], recipe.learner.lr_decay
+    if decay != "constant" and steps != recipe.schedule.steps:
+        screen.warn(
+            f"schedule.steps was {steps}, now {recipe.schedule.steps}: from here on the {decay} "
+            "decay of the learning rate ends at the new number"
+        )
+    folder.begin(wanted, facts())
+    checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
+    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
+    folder.rewind(step)
+    for path in eval_path(folder, 0).parent.glob("step_*.json"):
+        if path > eval_path(folder, step):  # of steps that will be taken again
+            path.unlink()
+    return checkpoint
+
+
+def _named_checkpoint(name: str) -> Path:
+    path = Path(name)
+    if not (path / "state.json").is_file():
+        raise UserError(f"--resume {name}: not a checkpoint folder (no state.json in it)")
+    return path.resolve()
