@@ -41,12 +41,12 @@ NAMES = sorted({name for _, name in PARTS})
 
 TOP_KEYS = (*REGISTRIES, "difficulty", "flat_groups", "overlong", "regularization")
 MODULES = (
-    "metrics.py",
-    "goodput.py",
-    "train.py",
-    "learner/group.py",
+    "train/metrics.py",
+    "train/goodput.py",
+    "train/run.py",
+    "train/update.py",
+    "fleet/learner.py",
     "learner/usage.py",
-    "step.py",
     "algo/shadow.py",
 )
 METRIC = re.compile(
