@@ -167,7 +167,7 @@ def write_prompts(recipe: Recipe, model: Path, file: Path) -> None:
     with file.open("w") as lines:
         for prompt in stream.take(recipe.rollout.prompts * recipe.schedule.steps):
             text = tokenizer.decode(prompt.token_ids)
-            row = {"prompt": text, "answer": prompt.answer, "token_ids": list(prompt.token_ids)}
+            row = {"prompt": text, "answer": prompt.row.answer, "token_ids": list(prompt.token_ids)}
             lines.write(json.dumps(row) + "\n")
 
 

@@ -88,11 +88,11 @@ class Screen:
             head = (
                 f"--- step {step}, prompt {group.group.prompt.serial}, answer {index}: "
                 f"reward {verdict.reward:g}, parsed {_shorten(verdict.parsed, 80)!r} "
-                f"(wanted {_shorten(group.group.prompt.answer, 80)!r}), "
+                f"(wanted {_shorten(group.group.prompt.row.answer, 80)!r}), "
                 f"{_shorten(verdict.reason, 200)}, {len(response.token_ids)} tokens"
             )
             self._print(self._out, Text(head, "bold"))
-            problem = _shorten(group.group.prompt.problem, PROMPT_CHARACTERS)
+            problem = _shorten(group.group.prompt.row.problem, PROMPT_CHARACTERS)
             self._print(self._out, Text.assemble(("prompt: ", "dim"), problem))
             answer = _shorten(response.text, ANSWER_CHARACTERS)
             self._print(self._out, Text.assemble(("answer: ", "dim"), answer))

@@ -38,9 +38,7 @@ class Prompt:
     """
 
     serial: int
-    row_id: str
-    problem: str
-    answer: str
+    row: Row
     token_ids: tuple[int, ...]
 
 

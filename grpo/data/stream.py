@@ -43,7 +43,7 @@ def eval_prompts(
             if config.long_prompts == "error":
                 raise UserError(_too_long(row, len(token_ids), longest_prompt, config))
             continue
-        prompts.append(Prompt(position, row.id, row.problem, row.answer, token_ids))
+        prompts.append(Prompt(position, row, token_ids))
     if len(prompts) < len(rows):
         log.warning("%s: %d too long rows skipped", config.name, len(rows) - len(prompts))
     return prompts
@@ -79,7 +79,8 @@ class PromptStream:
         self._longest_prompt = longest_prompt
         self._rendered: dict[int, tuple[int, ...]] = {}
         self._fingerprint = _fingerprint(self._rows)
-        self._places: dict[tuple[str, str, str], int] = {}  # filled when first asked
+        # By identity: ids, and even whole rows, may repeat in a file.
+        self._places = {id(row): number for number, row in enumerate(self._rows)}
         self._returned: list[tuple[int, int]] = []  # (serial, row), next first
         self._serial = 0
         self._position = 0
@@ -122,11 +123,8 @@ class PromptStream:
         self._returned = [(serial, row) for serial, row in state["returned"]]
 
     def _place(self, prompt: Prompt) -> tuple[int, int]:
-        """(serial, row) of a prompt that was dealt out."""
-        if not self._places:
-            # Ids may repeat in a file; with problem and answer a row is unique.
-            self._places = {(r.id, r.problem, r.answer): n for n, r in enumerate(self._rows)}
-        return prompt.serial, self._places[prompt.row_id, prompt.problem, prompt.answer]
+        """(serial, row) of a prompt that `take` dealt out, the object itself."""
+        return prompt.serial, self._places[id(prompt.row)]
 
     def _next(self) -> Prompt:
         if self._returned:
@@ -147,8 +145,7 @@ class PromptStream:
                 raise UserError(_too_long(row, length, self._longest_prompt, self._config))
 
     def _prompt(self, serial: int, index: int) -> Prompt:
-        row = self._rows[index]
-        return Prompt(serial, row.id, row.problem, row.answer, self._tokens(index))
+        return Prompt(serial, self._rows[index], self._tokens(index))
 
     def _tokens(self, index: int) -> tuple[int, ...]:
         if index not in self._rendered:

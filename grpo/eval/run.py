@@ -116,7 +116,7 @@ def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> 
     """Answers of known weights have a file of their own for each way to sample them."""
     sampled: dict[str, Any] = {
         "model": bench.model,
-        "prompts": _digest([[prompt.row_id, list(prompt.token_ids)] for prompt in prompts]),
+        "prompts": _digest([[prompt.row.id, list(prompt.token_ids)] for prompt in prompts]),
         "samples": config.samples,
         "temperature": config.temperature,
         "top_p": config.top_p,
@@ -171,9 +171,9 @@ def _answered(group: Group, labels: Mapping[str, str]) -> Answered:
     prompt, responses = group.prompt, group.responses
     return Answered(
         serial=prompt.serial,
-        row_id=prompt.row_id,
-        problem=prompt.problem,
-        answer=prompt.answer,
+        row_id=prompt.row.id,
+        problem=prompt.row.problem,
+        answer=prompt.row.answer,
         responses=tuple(response.text for response in responses),
         lengths=tuple(len(response.token_ids) for response in responses),
         finish_reasons=tuple(response.finish_reason for response in responses),
@@ -183,10 +183,9 @@ def _answered(group: Group, labels: Mapping[str, str]) -> Answered:
 
 def _current(found: Answered, prompt: Prompt, labels: Mapping[str, str]) -> Answered:
     """Stored answers with what the row says today; a new reference needs new verdicts."""
-    verdicts = found.verdicts if found.answer == prompt.answer else None
-    return replace(
-        found, problem=prompt.problem, answer=prompt.answer, verdicts=verdicts, labels=labels
-    )
+    row = prompt.row
+    verdicts = found.verdicts if found.answer == row.answer else None
+    return replace(found, problem=row.problem, answer=row.answer, verdicts=verdicts, labels=labels)
 
 
 def _digest(value: object) -> str:

@@ -85,10 +85,10 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> Pa
                 {
                     "step": step,
                     "serial": prompt.serial,
-                    "row_id": _utf8(prompt.row_id),
+                    "row_id": _utf8(prompt.row.id),
                     "index": index,
-                    "problem": _utf8(prompt.problem),
-                    "answer": _utf8(prompt.answer),
+                    "problem": _utf8(prompt.row.problem),
+                    "answer": _utf8(prompt.row.answer),
                     "response": _utf8(response.text),
                     "reward": verdict.reward,
                     "penalty": scored.penalties[index] if scored.penalties else 0.0,

@@ -119,7 +119,7 @@ class Judging:
 
     def add(self, group: Group) -> None:
         answers = (response.text for response in group.responses)
-        verdicts = [self._verifier.submit(text, group.prompt.answer) for text in answers]
+        verdicts = [self._verifier.submit(text, group.prompt.row.answer) for text in answers]
         self._pending.append((group, verdicts))
 
     def judged(self, wait_s: float) -> list[ScoredGroup]:
@@ -194,6 +194,6 @@ def _all_flat(sampled: list[ScoredGroup]) -> str:
         f"all {len(sampled)} groups had equal rewards, nothing to learn from.\n"
         f"  mean reward of a group: {histogram}\n"
         f"  verdicts: {verdicts}\n"
-        f"  for example: {first.responses[0].text[:200]!r} (wanted {first.prompt.answer!r})\n"
+        f"  for example: {first.responses[0].text[:200]!r} (wanted {first.prompt.row.answer!r})\n"
         "Use data of another difficulty, or set flat_groups.mode=drop"
     )

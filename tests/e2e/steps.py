@@ -15,7 +15,7 @@ from grpo.batch.cut import cut
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import LearnerGroup
 from grpo.learner.spec import LearnerSpec
-from grpo.types import Batch, Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
+from grpo.types import Batch, Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
 from tests.e2e.conftest import start_learner
 
 RULES = [
@@ -41,7 +41,9 @@ def batch(
     rng = np.random.default_rng(0)
     groups = []
     for serial in range(4):
-        prompt = Prompt(serial, str(serial), "", "", tuple(rng.integers(3, 17, size=7).tolist()))
+        prompt = Prompt(
+            serial, Row(str(serial), "", ""), tuple(rng.integers(3, 17, size=7).tolist())
+        )
         responses = []
         for _ in range(6):
             length = int(rng.integers(1, 31))

@@ -15,13 +15,13 @@ from grpo.errors import RunError
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.weights import WeightSync
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.types import Group, Prompt, ScoredGroup, Verdict
+from grpo.types import Group, Prompt, Row, ScoredGroup, Verdict
 from tests.e2e.conftest import CANARY, Pair, start_pair
 
 
 def sample(pair: Pair, step: int, prompts: int = 4, siblings: int = 4) -> list[Group]:
     asked = [
-        Prompt(i, str(i), "", "", tuple(3 + (i * j) % 10 for j in range(1, 9)))
+        Prompt(i, Row(str(i), "", ""), tuple(3 + (i * j) % 10 for j in range(1, 9)))
         for i in range(prompts)
     ]
     groups = list(
@@ -54,7 +54,8 @@ def test_more_prompt_tokens_than_one_pass_holds_are_sampled_all_the_same(pair: P
     """60 different prompts of 200 tokens at once; vLLM's passes on CPU hold some thousands."""
     rng = np.random.default_rng(0)
     asked = [
-        Prompt(n, str(n), "", "", tuple(rng.integers(3, 17, size=200).tolist())) for n in range(60)
+        Prompt(n, Row(str(n), "", ""), tuple(rng.integers(3, 17, size=200).tolist()))
+        for n in range(60)
     ]
     groups = list(pair.rollouts.sample(asked, 2, Sampling(4), lambda p: 1000 * p.serial))
     assert sorted(g.prompt.serial for g in groups) == list(range(60))
@@ -130,7 +131,7 @@ def test_equal_seeds_give_equal_answers_and_siblings_differ(pair: Pair):
 
 
 def test_an_abort_brings_back_what_was_sampled_so_far(pair: Pair):
-    prompt = Prompt(0, "0", "", "", (3, 4, 5))
+    prompt = Prompt(0, Row("0", "", ""), (3, 4, 5))
     call = pair.rollouts.workers[0].call("sample", prompt, 4, Sampling(240), 7)
     time.sleep(0.15)
     stopped = list(
@@ -173,7 +174,7 @@ def test_a_worker_that_fails_in_mid_update_raises_in_the_driver_in_its_own_words
 
 def test_logprobs_come_from_the_temperature_that_was_sampled_with(pair: Pair):
     """At temperature 2 the sampled distribution is flatter: log p = log softmax(logits / 2)."""
-    prompt = Prompt(0, "0", "", "", (3, 4, 5, 6))
+    prompt = Prompt(0, Row("0", "", ""), (3, 4, 5, 6))
     group = next(pair.rollouts.sample([prompt], 1, Sampling(1, temperature=2.0), lambda p: 11))
     token = int(group.responses[0].token_ids[0])
     vocabulary = range(18)

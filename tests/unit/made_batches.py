@@ -11,7 +11,7 @@ from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.aggregate import AGGREGATORS
 from grpo.algo.surrogate import ppo_clip
 from grpo.batch.build import make_batch, with_advantages
-from grpo.types import Batch, Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
+from grpo.types import Batch, Group, MicroBatch, Prompt, Response, Row, ScoredGroup, Verdict
 
 VOCABULARY = 11
 CONTEXT = 64
@@ -29,7 +29,7 @@ def response(token_ids: list[int], logprobs: list[float] | None = None) -> Respo
 
 
 def scored(prompt_ids: list[int], answers: list[Response], rewards: list[float]) -> ScoredGroup:
-    group = Group(Prompt(0, "row", "problem", "answer", tuple(prompt_ids)), tuple(answers))
+    group = Group(Prompt(0, Row("row", "problem", "answer"), tuple(prompt_ids)), tuple(answers))
     return ScoredGroup(group, tuple(Verdict(reward, "", "") for reward in rewards))
 
 

@@ -15,7 +15,7 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Interrupted, RunError
 from grpo.train.collect import Collected, Collector
-from grpo.types import Group, Prompt, Response, Verdict
+from grpo.types import Group, Prompt, Response, Row, Verdict
 
 
 class Prompts:
@@ -25,7 +25,7 @@ class Prompts:
 
     def take(self, count: int) -> list[Prompt]:
         start, self.taken = self.taken, self.taken + count
-        return [Prompt(n, str(n), "", "", (1,)) for n in range(start, start + count)]
+        return [Prompt(n, Row(str(n), "", ""), (1,)) for n in range(start, start + count)]
 
 
 class Engines:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from grpo.console import Screen, duration
-from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict
+from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 
 
 class Terminal(io.StringIO):
@@ -52,7 +52,9 @@ METRICS = {
 def group(text: str, problem: str = "2+2?", serial: int = 5) -> ScoredGroup:
     response = Response(np.zeros(3, np.int32), np.zeros(3, np.float32), "stop", (), text)
     verdicts = (Verdict(1.0, "4", "correct"), Verdict(0.0, "", "no answer"))
-    return ScoredGroup(Group(Prompt(serial, "r", problem, "4", (1,)), (response,) * 2), verdicts)
+    return ScoredGroup(
+        Group(Prompt(serial, Row("r", problem, "4"), (1,)), (response,) * 2), verdicts
+    )
 
 
 def test_a_step_is_one_plain_line_in_a_pipe() -> None:

@@ -122,14 +122,14 @@ def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path: Path):
 
 def test_an_epoch_deals_every_row_once_and_the_next_in_another_order():
     prompts = stream(7).take(14)
-    first, second = [[p.row_id for p in part] for part in (prompts[:7], prompts[7:])]
+    first, second = [[p.row.id for p in part] for part in (prompts[:7], prompts[7:])]
     assert sorted(first) == sorted(second) == [str(i) for i in range(7)]
     assert first != second
     assert [p.serial for p in prompts] == list(range(14))
 
 
 def test_without_shuffle_the_order_is_the_files():
-    assert [p.row_id for p in stream(3, shuffle=False).take(4)] == ["0", "1", "2", "0"]
+    assert [p.row.id for p in stream(3, shuffle=False).take(4)] == ["0", "1", "2", "0"]
 
 
 @given(before=st.integers(0, 20), back=st.integers(0, 5), after=st.integers(1, 20))
@@ -172,7 +172,7 @@ def test_a_prompt_too_long_for_the_context_is_named_with_its_length():
 def test_an_evaluation_says_how_many_long_rows_it_left_out(caplog: pytest.LogCaptureFixture):
     rows = [Row("short", "1", "1"), Row("long", "1+1+1", "3")]
     config = NUMBERS.model_copy(update={"long_prompts": "skip"})
-    assert [p.row_id for p in eval_prompts(rows, config, TOKENIZER, 2)] == ["short"]
+    assert [p.row.id for p in eval_prompts(rows, config, TOKENIZER, 2)] == ["short"]
     assert "1 too long rows skipped" in caplog.text
 
 
@@ -185,7 +185,7 @@ def test_long_prompts_can_be_left_out_but_not_all_of_them():
     rows = [Row("short", "1", "1"), Row("long", "1+1+1", "3")]
     config = NUMBERS.model_copy(update={"long_prompts": "skip"})
     some = PromptStream(rows, config, TOKENIZER, seed=0, longest_prompt=2)
-    assert {p.row_id for p in some.take(5)} == {"short"}
+    assert {p.row.id for p in some.take(5)} == {"short"}
     none = PromptStream(rows[1:], config, TOKENIZER, seed=0, longest_prompt=2)
     with pytest.raises(UserError, match="room for 2"):
         none.take(1)
@@ -209,7 +209,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_for_a_chat():
 def test_an_evaluation_takes_every_row_once_in_file_order():
     rows = [Row(str(i), str(i), str(i)) for i in range(4)]
     prompts = eval_prompts(rows, NUMBERS, TOKENIZER, 9)
-    assert [(p.serial, p.row_id) for p in prompts] == [(i, str(i)) for i in range(4)]
+    assert [(p.serial, p.row.id) for p in prompts] == [(i, str(i)) for i in range(4)]
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="../shared/data is not here")

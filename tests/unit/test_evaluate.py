@@ -62,8 +62,8 @@ class Script:
                 return
             if len(self.asked) == self.most:
                 raise RuntimeError("the engine died")
-            self.asked.append(prompt.problem)
-            self.seeds[prompt.problem] = seed_of(prompt)
+            self.asked.append(prompt.row.problem)
+            self.seeds[prompt.row.problem] = seed_of(prompt)
             yield Group(prompt, tuple(response(self.answer(prompt, i)) for i in range(count)))
 
 
@@ -130,7 +130,7 @@ def bench(tmp_path: Path) -> Workbench:
 
 def first_right(prompt: Prompt, index: int) -> str:
     """The first answer is right, the second is cut off."""
-    return prompt.answer if index == 0 else "cut"
+    return prompt.row.answer if index == 0 else "cut"
 
 
 def test_a_benchmark_by_hand(bench: Workbench) -> None:
@@ -159,7 +159,7 @@ def test_every_answer_is_kept_beside_the_result(bench: Workbench, tmp_path: Path
 
 
 def test_parts_have_their_own_scores(bench: Workbench) -> None:
-    script = Script(lambda prompt, _: prompt.answer if prompt.answer in ("4", "6") else "0")
+    script = Script(lambda prompt, _: prompt.row.answer if prompt.row.answer in ("4", "6") else "0")
     (result,) = bench.run(script)
     kinds = result.parts["kind"]
     assert (kinds["even"].average.value, kinds["odd"].average.value) == (1.0, 0.0)
@@ -180,7 +180,7 @@ def test_an_engine_that_dies_costs_no_finished_group(bench: Workbench) -> None:
 
 def test_an_interrupted_evaluation_goes_on_and_judges_nothing_twice(bench: Workbench) -> None:
     def answer(prompt: Prompt, index: int) -> str:
-        bench.stopped = prompt.problem == "2+3"
+        bench.stopped = prompt.row.problem == "2+3"
         return first_right(prompt, index)
 
     assert bench.run(Script(answer)) == []
@@ -282,7 +282,7 @@ def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
 
 
 def right_up_to(count: int) -> Callable[[Prompt, int], str]:
-    return lambda prompt, index: prompt.answer if prompt.serial < count else "0"
+    return lambda prompt, index: prompt.row.answer if prompt.serial < count else "0"
 
 
 def test_a_run_tracks_its_peak_and_its_last_accuracy(bench: Workbench, capsys) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from grpo.algo.shaping import is_informative
 from grpo.train.collect import Collected
 from grpo.train.goodput import CAUSES, accounts, goodput
-from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict
+from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 
 
 def group(
@@ -24,7 +24,7 @@ def group(
         Response(np.ones(n, np.int32), np.zeros(n, np.float32), "stop", (), "") for n in lengths
     ]
     return ScoredGroup(
-        Group(Prompt(serial, str(serial), "", "", (1,)), tuple(answers)),
+        Group(Prompt(serial, Row(str(serial), "", ""), (1,)), tuple(answers)),
         tuple(Verdict(reward, "", "", seconds=0.5) for reward in rewards),
         advantages=advantages,
         masked=masked,

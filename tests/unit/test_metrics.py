@@ -13,7 +13,7 @@ from grpo.config.recipe import LoggingConfig
 from grpo.store.board import NullBoard, WandbBoard, _has_wandb_key, open_board
 from grpo.store.log import MetricsLog, read_metrics, write_rollouts
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
-from grpo.types import Group, Prompt, Response, ScoredGroup, Verdict, VersionSpan
+from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
 
 
 def response(length: int, finish: str = "stop", versions: tuple[int, ...] = (3,)) -> Response:
@@ -29,7 +29,7 @@ def scored(
     *parts: tuple[float, int, str], advantages: tuple[float, ...] = (), finish: str = "stop"
 ) -> ScoredGroup:
     """A group from (reward, length, reason) of each sibling."""
-    prompt = Prompt(17, "row-9", "2+2?", "4", (1, 2))
+    prompt = Prompt(17, Row("row-9", "2+2?", "4"), (1, 2))
     return ScoredGroup(
         Group(prompt, tuple(response(length, finish) for _, length, _ in parts)),
         tuple(Verdict(reward, "4", reason) for reward, _, reason in parts),
@@ -74,7 +74,7 @@ def test_no_groups_have_no_metrics() -> None:
 
 
 def test_staleness_counts_updates_between_sampling_and_learning_token_by_token() -> None:
-    prompt = Prompt(17, "row-9", "2+2?", "4", (1, 2))
+    prompt = Prompt(17, Row("row-9", "2+2?", "4"), (1, 2))
     through_an_update = response(4, versions=())
     spans = (VersionSpan(2, 0, 3), VersionSpan(3, 3, 4), VersionSpan(9, 4, 4))
     through_an_update = replace(through_an_update, versions=spans)
@@ -118,7 +118,7 @@ def test_metrics_that_were_never_written_read_as_none(tmp_path: Path) -> None:
 
 
 def test_rollouts_hold_one_row_for_each_response(tmp_path: Path) -> None:
-    prompt = Prompt(17, "row-9", "2+2?", "4", (1, 2))
+    prompt = Prompt(17, Row("row-9", "2+2?", "4"), (1, 2))
     group = Group(prompt, (response(4, versions=(2, 3)), response(6, "length")))
     verdicts = (Verdict(1.0, "4", "correct"), Verdict(0.0, "", "no answer"))
     path = write_rollouts(tmp_path / "rollouts", 42, [ScoredGroup(group, verdicts, (0.7, -0.7))])

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.shaping import is_flat, is_informative, overlong_penalty, shape, split_flat
 from grpo.batch.build import with_advantages
-from grpo.types import FinishReason, Group, Prompt, Response, ScoredGroup, Verdict
+from grpo.types import FinishReason, Group, Prompt, Response, Row, ScoredGroup, Verdict
 
 
 def scored(serial: int, rewards: list[float]) -> ScoredGroup:
-    prompt = Prompt(serial, f"row-{serial}", "problem", "answer", (1,))
+    prompt = Prompt(serial, Row(f"row-{serial}", "problem", "answer"), (1,))
     return ScoredGroup(Group(prompt, ()), tuple(Verdict(r, "", "correct") for r in rewards))
 
 
@@ -65,7 +65,7 @@ def answered(*answers: tuple[float, int, FinishReason]) -> ScoredGroup:
         Response(np.zeros(n, np.int32), np.zeros(n, np.float32), finish, (), "")
         for _, n, finish in answers
     )
-    prompt = Prompt(0, "row", "problem", "answer", (1,))
+    prompt = Prompt(0, Row("row", "problem", "answer"), (1,))
     verdicts = tuple(Verdict(reward, "", "") for reward, _, _ in answers)
     return ScoredGroup(Group(prompt, responses), verdicts)
 

@@ -10,7 +10,7 @@ from grpo.batch.cut import QUADRATIC_LENGTH
 from grpo.config.recipe import Recipe
 from grpo.errors import RunError
 from grpo.train.update import Updater
-from grpo.types import Group, MicroBatch, Prompt, Response, ScoredGroup, Verdict
+from grpo.types import Group, MicroBatch, Prompt, Response, Row, ScoredGroup, Verdict
 
 
 class Learner:
@@ -47,7 +47,7 @@ def group(serial: int, rewards: list[float], lengths: list[int]) -> ScoredGroup:
     answers = [
         Response(np.ones(n, np.int32), np.zeros(n, np.float32), "stop", (), "") for n in lengths
     ]
-    prompt = Prompt(serial, str(serial), "", "", (1,))
+    prompt = Prompt(serial, Row(str(serial), "", ""), (1,))
     return ScoredGroup(Group(prompt, tuple(answers)), tuple(Verdict(r, "", "") for r in rewards))
 
 
