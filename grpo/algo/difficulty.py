@@ -36,20 +36,21 @@ class DifficultyAnchor:
     mode `exact_debias` is not from the paper: factors are the exact inverse of the sign-conditional
     bias (`debias_factors`) at p = (G phat + strength C) / (G + strength).
 
-    `scale` is the paper's lambda, by default its best value, 1.3, and 1 for `exact_debias`.
+    `scale` is the paper's lambda; None is its best value, 1.3, and 1 for `exact_debias`. The
+    defaults of all others are those of the recipe's section `difficulty`.
     """
 
     def __init__(
         self,
         *,
-        kind: Literal["hard", "kalman"] = "hard",
-        window: int = 10,
-        scale: float | None = None,
-        eta: float = 10.0,
-        eta_min: float = 0.05,
-        includes_current: bool = False,
-        mode: Literal["ha_dw", "exact_debias"] = "ha_dw",
-        strength: float = 2.0,
+        kind: Literal["hard", "kalman"],
+        window: int,
+        scale: float | None,
+        eta: float,
+        eta_min: float,
+        includes_current: bool,
+        mode: Literal["ha_dw", "exact_debias"],
+        strength: float,
     ):
         self._kind = kind
         self._window = window

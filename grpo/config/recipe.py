@@ -156,6 +156,10 @@ class DifficultyConfig(Section):
             )
         return self
 
+    def anchor_options(self) -> dict[str, Any]:
+        """What `grpo.algo.difficulty.DifficultyAnchor` takes of it."""
+        return self.model_dump(exclude={"reward_low", "reward_high"})
+
 
 class RegularizationConfig(Section):
     """Terms of the loss that know no advantage, weighted by a rule of their own."""

@@ -18,6 +18,7 @@ from grpo.algo.aggregate import balanced
 from grpo.algo.bias import debias_factors
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.surrogate import gspo, ppo_clip
+from grpo.config.recipe import DifficultyConfig
 
 few = settings(max_examples=50, deadline=None)
 fewer = settings(max_examples=20, deadline=None)  # for tests that run once per kind
@@ -44,8 +45,13 @@ def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-12)
 
 
+def make_anchor(**options: Any) -> DifficultyAnchor:
+    """What these options leave open is as in a recipe."""
+    return DifficultyAnchor(**DifficultyConfig.model_validate(options).anchor_options())
+
+
 def anchor_after(*accuracies: float, **options: Any) -> DifficultyAnchor:
-    anchor = DifficultyAnchor(**options)
+    anchor = make_anchor(**options)
     for accuracy in accuracies:
         anchor.observe(accuracy)
     return anchor
@@ -53,7 +59,7 @@ def anchor_after(*accuracies: float, **options: Any) -> DifficultyAnchor:
 
 def values_along(accuracies: list[float], **options: Any) -> list[float]:
     """The anchor as every step's factors see it."""
-    anchor = DifficultyAnchor(**options)
+    anchor = make_anchor(**options)
     seen: list[float] = []
     for accuracy in accuracies:
         anchor.observe(accuracy)
@@ -200,7 +206,7 @@ def test_an_anchor_goes_on_bit_for_bit_from_its_saved_state(
     """I45: through the text of a checkpoint, and 50 steps on."""
     kept = anchor_after(*before, mode=mode, **options)
     text = json.dumps(kept.state_dict())
-    resumed = DifficultyAnchor(mode=mode, **options)
+    resumed = make_anchor(mode=mode, **options)
     resumed.load_state_dict(json.loads(text))
     assert resumed.state_dict() == kept.state_dict()
     if before:
@@ -216,7 +222,7 @@ def test_an_anchor_goes_on_bit_for_bit_from_its_saved_state(
 
 def test_a_saved_state_is_a_copy():
     anchor = anchor_after(0.25, 0.5)
-    other, state = DifficultyAnchor(), anchor.state_dict()
+    other, state = make_anchor(), anchor.state_dict()
     text = json.dumps(state)
     other.load_state_dict(state)
     for moved in (anchor, other):
@@ -246,7 +252,7 @@ def test_an_accuracy_outside_of_zero_to_one_is_refused_and_not_kept(accuracy: fl
 
 
 def test_an_anchor_that_observed_nothing_has_no_value():
-    anchor = DifficultyAnchor()
+    anchor = make_anchor()
     with pytest.raises(RuntimeError, match="observed nothing yet"):
         _ = anchor.value
     with pytest.raises(RuntimeError, match="observed nothing yet"):

@@ -17,6 +17,7 @@ from torch import Tensor
 from grpo.algo.aggregate import AGGREGATORS
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.surrogate import SURROGATES, clip_fractions
+from grpo.config.recipe import DifficultyConfig
 from grpo.errors import UserError
 
 few = settings(max_examples=50, deadline=None)
@@ -250,7 +251,7 @@ def test_difficulty_factors_commute_with_the_clip(
     """I42."""
     log_ratios, advantages = drawn
     advantages_N = torch.tensor(advantages, dtype=torch.float64)
-    difficulty = DifficultyAnchor()
+    difficulty = DifficultyAnchor(**DifficultyConfig().anchor_options())
     difficulty.observe(anchor)
     factors_N = difficulty.factors(advantages_N, accuracy)
     assert bool((factors_N > 0).all())
