@@ -70,7 +70,7 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
 
         loaded = load_recipe(recipe, overrides or [])
         import_plugins(loaded.plugins)
-        Screen().table(f"{recipe} is fine", ("what", "value"), check_recipe(loaded))
+        Screen().table(f"{recipe} is fine", ("what", "value"), check_recipe(loaded).facts)
 
 
 @app.command(name="eval")

@@ -1,7 +1,7 @@
 """From a declaration to its rows, in the order of the source."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from grpo.config.data import DataConfig
@@ -109,9 +109,13 @@ def _tell(counts: Counts, config: DataConfig) -> None:
             log.info("%s: %d %s left out", config.name, number, what)
 
 
-def describe(data: DataConfig) -> str:
-    """Its name and how many rows it has, or where they will come from. Raises UserError for rows
-    that cannot be read."""
-    if data.path is None and data.task is None:
+def local_rows(data: DataConfig) -> list[Row] | None:
+    """The rows of a file or a task; None where they would have to come from the hub."""
+    return None if data.path is None and data.task is None else load_rows(data)
+
+
+def describe(data: DataConfig, rows: Sequence[Row] | None) -> str:
+    """Its name and how many rows it has, or where they will come from."""
+    if rows is None:
         return f"{data.name}: {data.hub} (from the Hugging Face hub)"
-    return f"{data.name}: {len(load_rows(data))} rows"
+    return f"{data.name}: {len(rows)} rows"

@@ -10,9 +10,7 @@ def check_benchmark(benchmark: BenchmarkConfig) -> str:
     """What it comes to, in words. Raises UserError for what cannot work."""
     verifier = benchmark.verifier
     check_verifier(verifier.name, verifier.options, benchmark.judge_timeout_s, "judge_timeout_s")
-    if benchmark.data.path is None and benchmark.data.task is None:
-        counted = describe(benchmark.data)
-    else:
-        rows, _ = benchmark_rows(benchmark)
-        counted = f"{benchmark.data.name}: {len(rows)} rows"
+    on_the_hub = benchmark.data.path is None and benchmark.data.task is None
+    rows = None if on_the_hub else benchmark_rows(benchmark)[0]
+    counted = describe(benchmark.data, rows)
     return f"{counted}, {benchmark.samples} answers each"

@@ -2,6 +2,7 @@
 each computes."""
 
 import os
+from dataclasses import dataclass
 
 import torch
 
@@ -10,6 +11,36 @@ from grpo.errors import UserError
 from grpo.learner.base_model import context_length
 from grpo.rollout.engine import on_gpu
 from grpo.sync.transport import pick_transport
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Decided once a start, for the driver, the engines and the learner alike.
+
+    colocated: learner ranks and engines share their GPUs and take turns
+    transport: how weights travel, a key of `grpo.sync.transport.BACKENDS`
+    engine_threads, learner_threads: of each engine and each rank on CPU; None leaves them to vLLM
+        and to torch
+    max_model_len: tokens that prompt and answer may have together
+    """
+
+    colocated: bool
+    transport: str
+    engine_threads: int | None
+    learner_threads: int | None
+    max_model_len: int
+
+
+def place(recipe: Recipe, model: str) -> Placement:
+    """Where everything goes on this machine, for the model in that folder. Raises UserError for
+    lengths that the model does not have, and for GPUs that would have to be in two places."""
+    return Placement(
+        colocated=is_colocated(recipe),
+        transport=transport_of(recipe),
+        engine_threads=engine_threads(recipe),
+        learner_threads=None if on_gpu() else learner_threads(recipe),
+        max_model_len=model_length(recipe, model),
+    )
 
 
 def is_colocated(recipe: Recipe) -> bool:

@@ -6,25 +6,25 @@ from grpo.config.recipe import Recipe
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import LearnerGroup
-from grpo.fleet.placement import engine_threads, learner_threads, model_length, transport_of
+from grpo.fleet.placement import Placement
 from grpo.learner.spec import LearnerSpec
-from grpo.rollout.engine import EngineSpec, on_gpu
+from grpo.rollout.engine import EngineSpec
 from grpo.sync.transport import BACKENDS
 
 
-def engine_spec(recipe: Recipe, model: str, transport: str) -> EngineSpec:
+def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
     return EngineSpec(
         model=model,
         dtype=recipe.model.dtype,
         seed=recipe.seed,
-        max_model_len=model_length(recipe, model),
+        max_model_len=placement.max_model_len,
         tensor_parallel=recipe.rollout.tensor_parallel,
-        transfer_backend=BACKENDS[transport],
+        transfer_backend=BACKENDS[placement.transport],
         extra=recipe.rollout.engine,
     )
 
 
-def learner_spec(recipe: Recipe, model: str, transport: str) -> LearnerSpec:
+def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpec:
     schedule = recipe.schedule
     correction = recipe.correction_name()
     return LearnerSpec(
@@ -36,10 +36,10 @@ def learner_spec(recipe: Recipe, model: str, transport: str) -> LearnerSpec:
         config=recipe.learner,
         surrogate=recipe.surrogate,
         optimizer_steps=schedule.steps * schedule.passes * schedule.minibatches,
-        transport=transport,
+        transport=placement.transport,
         bucket_bytes=recipe.sync.bucket_mib << 20,
         plugins=tuple(recipe.plugins),
-        threads=None if on_gpu() else learner_threads(recipe),
+        threads=placement.learner_threads,
         correction=None
         if correction == "none"
         else recipe.correction.model_copy(update={"name": correction}),
@@ -47,14 +47,15 @@ def learner_spec(recipe: Recipe, model: str, transport: str) -> LearnerSpec:
     )
 
 
-def start_workers(cluster: Cluster, recipe: Recipe, model: str) -> tuple[RolloutPool, LearnerGroup]:
+def start_workers(
+    cluster: Cluster, recipe: Recipe, model: str, placement: Placement
+) -> tuple[RolloutPool, LearnerGroup]:
     """Brings engines and learner ranks up side by side."""
-    transport = transport_of(recipe)
     rollout = recipe.rollout
     engines = cluster.rollout_workers(
-        engine_spec(recipe, model, transport), rollout.engines, engine_threads(recipe)
+        engine_spec(recipe, model, placement), rollout.engines, placement.engine_threads
     )
-    ranks = cluster.learner_ranks(learner_spec(recipe, model, transport), recipe.learner.ranks)
+    ranks = cluster.learner_ranks(learner_spec(recipe, model, placement), recipe.learner.ranks)
     starting: list[Any] = [worker.call("start") for worker in engines]
     starting += [worker.call("num_weight_bytes") for worker in ranks]
     gather(starting, rollout.timeout_s)

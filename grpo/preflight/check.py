@@ -1,5 +1,6 @@
 """`grpo check`: everything about a recipe that can be known without starting it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -7,19 +8,30 @@ import torch
 from grpo.algo import ADVANTAGES, AGGREGATORS, CORRECTIONS, SURROGATES
 from grpo.algo.advantage import StepRewards
 from grpo.config.recipe import Recipe
-from grpo.data.load import describe
+from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import transport_of
 from grpo.learner.base_model import check_model_folder, looks_local
 from grpo.registry import call
+from grpo.types import Row
 from grpo.verify.ready import check_verifier
 
 Fact = tuple[str, str]
 
 
-def check_recipe(recipe: Recipe) -> list[Fact]:
-    """What the recipe comes to, as (what, value) rows. Raises UserError for what cannot work."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """facts: what the recipe comes to, as (what, value)
+    rows: of `data`, as they were read; None where they are still on the hub
+    """
+
+    facts: list[Fact]
+    rows: list[Row] | None
+
+
+def check_recipe(recipe: Recipe) -> Checked:
+    """What the recipe comes to. Raises UserError for what cannot work."""
     steps = recipe.schedule.minibatches * recipe.schedule.passes
     answers = recipe.rollout.prompts * recipe.rollout.group_size
     _check_advantage(recipe)
@@ -33,9 +45,10 @@ def check_recipe(recipe: Recipe) -> list[Fact]:
     verifier = recipe.verifier
     check_verifier(verifier.name, verifier.options, verifier.timeout_s, "verifier.timeout_s")
     _check_placement(recipe)
+    rows = local_rows(recipe.data)
     facts = [
         ("model", _check_model(recipe)),
-        ("data", describe(recipe.data)),
+        ("data", describe(recipe.data, rows)),
         (
             "answers per step",
             f"{recipe.rollout.prompts} prompts x {recipe.rollout.group_size} = {answers}",
@@ -46,7 +59,7 @@ def check_recipe(recipe: Recipe) -> list[Fact]:
     ]
     for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
         facts.append((f"benchmark {benchmark.name}", check_benchmark(benchmark)))
-    return facts
+    return Checked(facts, rows)
 
 
 def _estimator(recipe: Recipe) -> str:

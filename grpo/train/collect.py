@@ -1,199 +1,252 @@
-"""The first half of a step: prompts become scored groups, flat ones are replaced as found."""
+"""The first half of a step: prompts become scored groups, flat ones are replaced as found.
 
+    engines have the weights of step v  ->  the prompts of steps v+1 .. v+1+k may be sent out
+
+k is schedule.max_staleness. With k = 0 a step's prompts go out when the step is asked for, so that
+nothing is under way between two steps: exactly on-policy. With k > 0 the engines go on while the
+learner works. Every step has prompts of its own, so no token that it learns from was sampled by
+weights older than those of step s - 1 - k, and what a step consists of does not depend on the order
+in which answers finish: a step waits for its longest answer, and meanwhile the engines are busy
+with the steps after it. Taking whatever finishes first instead would favour short answers. Requests
+go on through weight updates; their tokens know who sampled them.
+"""
+
+import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from grpo.algo.shaping import is_informative, shape
 from grpo.config.recipe import Recipe
-from grpo.console import ProgressBar, Screen
+from grpo.console import Screen
 from grpo.data import PromptStream
-from grpo.errors import Interrupted, RunError
+from grpo.errors import Interrupted
 from grpo.fleet.engines import POLL_S, RolloutPool
 from grpo.rollout.sampling import Sampling, group_seed
-from grpo.train.metrics import short_reason
-from grpo.types import Group, ScoredGroup, Verdict
+from grpo.train.groups import (
+    Collected,
+    PendingVerdicts,
+    num_replaced,
+    num_tokens,
+    select_groups,
+)
+from grpo.types import Group, Prompt, ScoredGroup
 from grpo.verify.pool import VerifierPool
 
 VERDICT_POLL_S = 0.05  # a group that may have to be replaced waits no longer for its verdicts
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """`sampled` is everything in prompt order; `used` is what the learner gets of it.
+@dataclass(slots=True)
+class _Pending:
+    """What one step has taken from the stream and got back; it is complete once both are equal."""
 
-    stale_tokens, aborted_tokens: of answers that were thrown away and sampled once more
-    rollout_s, rollout_tokens: how long the engines were at work since the step before was
-        collected, and the answer tokens that came back in that time
-    """
-
-    sampled: list[ScoredGroup]
-    used: list[ScoredGroup]
+    step: int
+    prompts: dict[int, Prompt] = field(default_factory=dict)  # by serial
+    judged: list[ScoredGroup] = field(default_factory=list)
     stale_tokens: int = 0
     aborted_tokens: int = 0
-    rollout_s: float = 0.0
-    rollout_tokens: int = 0
 
     @property
-    def num_tokens(self) -> int:
-        """All answer tokens whose fate this step decides."""
-        kept = sum(num_tokens(scored.group) for scored in self.sampled)
-        return kept + self.stale_tokens + self.aborted_tokens
+    def is_complete(self) -> bool:
+        return len(self.judged) == len(self.prompts) > 0
 
 
 class Collector:
-    """Samples prompts, judges the answers while others are still being sampled, and sorts out
-    flat groups as the recipe says. Exactly on-policy: nothing is under way between two steps."""
+    """Samples prompts and judges the answers while others are still being sampled.
+
+    One thread, the feeder, repeats `turn` from the first `collect` to `close`; only it touches the
+    engines and the verifier. What it shares with the driver's thread is guarded by `_changed`.
+    """
 
     def __init__(
         self, recipe: Recipe, stream: PromptStream, rollouts: RolloutPool, verifier: VerifierPool
     ):
         self._recipe = recipe
+        self._k = recipe.schedule.max_staleness
+        # The feeder's own.
+        self._rollouts = rollouts.stream(
+            recipe.rollout.group_size, sampling_of(recipe), self._seed_of
+        )
+        self._verdicts = PendingVerdicts(recipe, verifier)
+        # Shared.
+        self._changed = threading.Condition()
         self._stream = stream
-        self._rollouts = rollouts
-        self._judging = Judging(recipe, verifier)
+        self._steps: dict[int, _Pending] = {}  # by step, until the step is finished
+        self._step_of: dict[int, _Pending] = {}  # by serial
+        self._version = self._asked = self._next = 0
+        self._rollout_s, self._rollout_tokens = 0.0, 0
+        self._closing = False
+        self._failure: Exception | None = None
+        self._feeder: threading.Thread | None = None
+
+    # --- the driver's thread ---
 
     def collect(self, step: int, screen: Screen, stop: Callable[[], bool]) -> Collected:
-        """The groups of one step. Raises Interrupted where `stop` says so, and RunError where
-        every prompt came back flat and flat_groups.mode is replace."""
-        began = time.monotonic()
-        with screen.progress(f"step {step}: rollouts", self._recipe.rollout.prompts) as bar:
-            sampled = self._scored(step, bar, stop)
-        sampled, used = sort_out(self._recipe, step, sampled, screen)
-        tokens = sum(num_tokens(scored.group) for scored in sampled)
-        return Collected(sampled, used, rollout_s=time.monotonic() - began, rollout_tokens=tokens)
+        """The groups of one step, once all of them are judged. Raises Interrupted where `stop` says
+        so, with nothing under way any more; RunError where every group is flat and
+        flat_groups.mode is replace; and whatever went wrong in the feeder since."""
+        if self._feeder is None:
+            self.begin(step)
+            self._feeder = threading.Thread(target=self._feed, name="rollout-feeder", daemon=True)
+            self._feeder.start()
+        self.ask(step)
+        done, total = 0, self._recipe.rollout.prompts
+        with screen.progress(f"step {step}: rollouts", total) as bar:
+            while not self.is_complete(step):
+                if stop():
+                    self.close()
+                    self._rollouts.abort()
+                    raise Interrupted
+                judged, taken = self._wait(step)
+                bar.extend(max(0, taken - total))
+                bar.advance(judged - done)
+                done, total = judged, max(taken, total)
+        return self.take(step, screen)
+
+    def begin(self, step: int) -> None:
+        """The engines have the weights of the step before this one, the first to be collected."""
+        with self._changed:
+            self._version, self._next = step - 1, step
+
+    def ask(self, step: int) -> None:
+        """The driver waits for this step: on-policy its prompts may go out now."""
+        with self._changed:
+            self._asked = step
+            self._changed.notify_all()
+
+    def is_complete(self, step: int) -> bool:
+        """Whether every group of the step is judged, those in the place of flat ones included."""
+        with self._changed:
+            if self._failure is not None:
+                raise self._failure
+            return step in self._steps and self._steps[step].is_complete
+
+    def take(self, step: int, screen: Screen) -> Collected:
+        """The groups of a step that is complete."""
+        with self._changed:
+            pending = self._steps[step]
+            seconds, self._rollout_s = self._rollout_s, 0.0
+            tokens, self._rollout_tokens = self._rollout_tokens, 0
+        sampled, used = select_groups(self._recipe, step, pending.judged, screen)
+        return Collected(
+            sampled, used, pending.stale_tokens, pending.aborted_tokens, seconds, tokens
+        )
 
     def finish(self, step: int) -> None:
-        """The engines have the weights of this step."""
+        """The engines have the weights of this step: it is settled, a later one may begin."""
+        with self._changed:
+            for serial in self._steps.pop(step).prompts:
+                del self._step_of[serial]
+            self._version = step
+            self._changed.notify_all()
 
     def cursor(self) -> dict[str, Any]:
-        """The data's place after the last finished step, to be resumed from."""
-        return self._stream.state_dict()
+        """The data's place after the last finished step: what was taken since comes first again,
+        whether it is being sampled, being judged or ready, as nothing was learned from it."""
+        with self._changed:
+            return self._stream.state_dict(
+                [prompt for step in self._steps.values() for prompt in step.prompts.values()]
+            )
 
     def close(self) -> None:
-        """Leaves nothing under way."""
+        """Ends the feeder. What is being sampled ends with the engines."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._feeder is not None:
+            self._feeder.join()
 
-    def _scored(self, step: int, bar: ProgressBar, stop: Callable[[], bool]) -> list[ScoredGroup]:
-        """All groups that were sampled. With `replace`, each flat group sends one more prompt out,
-        so that as many prompts are taken in all as it takes to find the wanted number, whatever
-        the order in which groups finish."""
-        taken = self._recipe.rollout.prompts
-        rollouts = self._rollouts.stream(
-            self._recipe.rollout.group_size,
-            sampling_of(self._recipe),
-            lambda prompt: group_seed(self._recipe.seed, step, prompt.serial),
-        )
-        rollouts.submit(self._stream.take(taken))
-        judged: list[ScoredGroup] = []
-        while rollouts.running or self._judging.waiting:
-            if stop():
-                rollouts.abort()
-                raise Interrupted
-            for group in rollouts.finished(VERDICT_POLL_S if self._judging.waiting else POLL_S):
-                self._judging.add(group)
-                bar.advance()
-            fresh = self._judging.judged(0 if rollouts.running else VERDICT_POLL_S)
-            judged += fresh
-            if more := num_replaced(self._recipe, taken, fresh):
-                taken += more
-                bar.extend(more)
-                rollouts.submit(self._stream.take(more))
-        return judged
+    def _wait(self, step: int) -> tuple[int, int]:
+        """(groups that are judged, prompts that were taken) after a change, or after a while."""
+        with self._changed:
+            if not self.is_complete(step):
+                self._changed.wait(POLL_S)
+            pending = self._steps.get(step, _Pending(step))
+            return len(pending.judged), len(pending.prompts)
 
+    # --- the feeder ---
 
-class Judging:
-    """Groups on their way to verdicts. One thread at a time."""
+    def _feed(self) -> None:
+        try:
+            while not self._closing:
+                self.turn()
+                if not self._rollouts.running and not self._verdicts.waiting:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._closing or self._may_open(), POLL_S)
+        except Exception as error:  # whatever it is, the driver's thread raises it
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
 
-    def __init__(self, recipe: Recipe, verifier: VerifierPool):
-        self._recipe = recipe
-        self._verifier = verifier
-        self._pending: list[tuple[Group, list[Future[Verdict]]]] = []
+    def turn(self) -> None:
+        """Takes in what has come back, has it judged, and sends out what is due."""
+        began, was_running = time.monotonic(), self._rollouts.running > 0
+        back = self._rollouts.finished(VERDICT_POLL_S)
+        again: list[Prompt] = []
+        for group in back:
+            if self._throw_away(group):
+                again.append(group.prompt)
+            else:
+                self._verdicts.add(group)
+        scored = self._verdicts.finished(0 if self._rollouts.running else VERDICT_POLL_S)
+        with self._changed:
+            due = [*again, *self._file(scored), *self._open()]
+            if was_running:
+                self._rollout_s += time.monotonic() - began
+            self._rollout_tokens += sum(num_tokens(group) for group in back)
+            self._changed.notify_all()
+        self._rollouts.submit(due)
 
-    @property
-    def waiting(self) -> int:
-        """Groups whose verdicts are not all in, or not asked for yet."""
-        return len(self._pending)
+    def _throw_away(self, group: Group) -> bool:
+        """Whether the group may not be learned from: its prompt is sampled once more, at once and
+        for the same step, and its tokens are lost."""
+        with self._changed:
+            pending = self._step_of[group.prompt.serial]
+            if any(response.finish_reason == "abort" for response in group.responses):
+                pending.aborted_tokens += num_tokens(group)
+                return True
+            spans = [span for response in group.responses for span in response.versions]
+            if any(span.version < pending.step - 1 - self._k for span in spans):
+                pending.stale_tokens += num_tokens(group)
+                return True
+        return False
 
-    def add(self, group: Group) -> None:
-        answers = (response.text for response in group.responses)
-        verdicts = [self._verifier.submit(text, group.prompt.row.answer) for text in answers]
-        self._pending.append((group, verdicts))
+    def _file(self, scored: Sequence[ScoredGroup]) -> list[Prompt]:
+        """Adds judged groups to their steps; the prompts that replace flat ones. As many are taken
+        in all as it takes to find the wanted number, whatever the order in which groups finish."""
+        more: list[Prompt] = []
+        for group in scored:
+            pending = self._step_of[group.group.prompt.serial]
+            pending.judged.append(group)
+            more += self._more(pending, num_replaced(self._recipe, len(pending.prompts), [group]))
+        return more
 
-    def judged(self, wait_s: float) -> list[ScoredGroup]:
-        """Groups whose verdicts are all in; waits up to `wait_s` for the one that came first."""
-        if self._pending and wait_s:
-            wait(self._pending[0][1], timeout=wait_s)
-        overlong = self._recipe.overlong
-        groups: list[ScoredGroup] = []
-        waiting: list[tuple[Group, list[Future[Verdict]]]] = []
-        for group, verdicts in self._pending:
-            if not all(verdict.done() for verdict in verdicts):
-                waiting.append((group, verdicts))
-                continue
-            scored = shape(
-                ScoredGroup(group, tuple(verdict.result() for verdict in verdicts)),
-                max_tokens=self._recipe.rollout.max_tokens,
-                buffer=overlong.buffer,
-                penalty=overlong.penalty,
-                mask_truncated=overlong.mask_truncated,
-            )
-            groups.append(scored)
-        self._pending = waiting
-        return groups
+    def _open(self) -> list[Prompt]:
+        """The prompts of the steps whose time has come."""
+        due: list[Prompt] = []
+        while self._may_open():
+            pending = self._steps[self._next] = _Pending(self._next)
+            due += self._more(pending, self._recipe.rollout.prompts)
+            self._next += 1
+        return due
+
+    def _may_open(self) -> bool:
+        newest = self._version + 1 + self._k if self._k else self._asked
+        return 0 < self._next <= min(newest, self._recipe.schedule.steps)
+
+    def _more(self, pending: _Pending, count: int) -> list[Prompt]:
+        prompts = self._stream.take(count)
+        for prompt in prompts:
+            pending.prompts[prompt.serial] = prompt
+            self._step_of[prompt.serial] = pending
+        return prompts
+
+    def _seed_of(self, prompt: Prompt) -> int:
+        with self._changed:
+            step = self._step_of[prompt.serial].step
+        return group_seed(self._recipe.seed, step, prompt.serial)
 
 
 def sampling_of(recipe: Recipe) -> Sampling:
     rollout = recipe.rollout
     return Sampling(rollout.max_tokens, rollout.temperature, rollout.top_p, rollout.top_k)
-
-
-def num_tokens(group: Group) -> int:
-    """Answer tokens of all siblings."""
-    return sum(len(response.token_ids) for response in group.responses)
-
-
-def num_replaced(recipe: Recipe, taken: int, fresh: Sequence[ScoredGroup]) -> int:
-    """How many more prompts a step that has taken `taken` sends out for these judged groups."""
-    if recipe.flat_groups.mode != "replace":
-        return 0
-    flat = sum(not is_informative(group) for group in fresh)
-    return min(flat, recipe.rollout.prompts * recipe.flat_groups.max_rounds - taken)
-
-
-def sort_out(
-    recipe: Recipe, step: int, sampled: Sequence[ScoredGroup], screen: Screen
-) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-    """(sampled in prompt order, what the learner gets of it). Raises RunError where every group is
-    flat and flat_groups.mode is replace."""
-    mode, wanted = recipe.flat_groups.mode, recipe.rollout.prompts
-    # In prompt order, whichever finished first: the same batch on every run.
-    ordered = sorted(sampled, key=lambda scored: scored.group.prompt.serial)
-    if mode == "keep":
-        return ordered, [g for g in ordered if not (g.masked and all(g.masked))]
-    used = [group for group in ordered if is_informative(group)]
-    if mode == "replace" and not used:
-        raise RunError(_all_flat(ordered))
-    if mode == "replace" and len(used) < wanted:
-        screen.warn(
-            f"step {step}: only {len(used)} of {len(ordered)} groups had unequal rewards, "
-            f"{wanted} were wanted, and flat_groups.max_rounds allows no more prompts"
-        )
-    return ordered, used
-
-
-def _all_flat(sampled: list[ScoredGroup]) -> str:
-    accuracies = Counter(sum(g.accuracies) / len(g.accuracies) for g in sampled)
-    histogram = ", ".join(f"{reward:g}: {n} groups" for reward, n in sorted(accuracies.items()))
-    reasons = Counter(short_reason(v.reason) for g in sampled for v in g.verdicts)
-    verdicts = ", ".join(f"{reason}: {n}" for reason, n in sorted(reasons.items()))
-    first = sampled[0].group
-    return (
-        f"all {len(sampled)} groups had equal rewards, nothing to learn from.\n"
-        f"  mean reward of a group: {histogram}\n"
-        f"  verdicts: {verdicts}\n"
-        f"  for example: {first.responses[0].text[:200]!r} (wanted {first.prompt.row.answer!r})\n"
-        "Use data of another difficulty, or set flat_groups.mode=drop"
-    )

@@ -1,44 +1,40 @@
 """What a step's tokens cost and what became of them: the share that became gradient, and why the
 rest did not."""
 
-from collections.abc import Sequence
-
 from grpo.algo.shaping import is_flat
 from grpo.batch.build import rollout_lengths
-from grpo.train.collect import Collected
+from grpo.train.groups import Collected
 from grpo.types import ScoredGroup
 
 CAUSES = ("flat", "truncated", "stale", "aborted")
 
 
-def accounts(
-    collected: Collected, used: Sequence[ScoredGroup], learn_s: float, verifier_workers: int
+def throughput_metrics(
+    collected: Collected, learn_s: float, verifier_workers: int
 ) -> dict[str, float]:
-    """Seconds of sampling and judging, tokens per second, goodput. `used` are the groups that the
-    learner got, with their advantages, and took `learn_s` for."""
+    """Seconds of sampling and judging, tokens per second, goodput. The groups that the learner got
+    have their advantages; it took `learn_s` for them."""
     judging_s = sum(v.seconds for group in collected.sampled for v in group.verdicts)
     metrics = {
         "time/rollout_s": collected.rollout_s,
         "time/verify_s": judging_s / verifier_workers,
-        "throughput/learned_tokens_per_s": float(rollout_lengths(used).sum()) / learn_s,
+        "throughput/learned_tokens_per_s": float(rollout_lengths(collected.used).sum()) / learn_s,
     }
     if collected.rollout_s > 0:
         metrics["throughput/sampled_tokens_per_s"] = collected.rollout_tokens / collected.rollout_s
-    return metrics | goodput(collected, used)
+    return metrics | goodput(collected)
 
 
-def goodput(collected: Collected, used: Sequence[ScoredGroup]) -> dict[str, float]:
+def goodput(collected: Collected) -> dict[str, float]:
     """Shares of all answer tokens whose fate the step decided; they add up to 1. {} without tokens.
 
     A group is flat where none of its answers has an advantage; within any other, an answer whose
     own advantage is 0 counts as learned from: its siblings are measured against it.
     """
-    with_advantages = {group.group.prompt.serial: group for group in used}
     lost = dict.fromkeys(CAUSES, 0)
     lost |= {"stale": collected.stale_tokens, "aborted": collected.aborted_tokens}
     learned = 0
     for group in collected.sampled:
-        group = with_advantages.get(group.group.prompt.serial, group)
         flat = _is_flat(group)
         masked = group.masked or (False,) * len(group.verdicts)
         for response, is_masked in zip(group.group.responses, masked, strict=True):

@@ -1,41 +1,27 @@
 """`grpo train`: the loop of one run, from a recipe to a finished folder."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
-from grpo.data import PromptStream, load_rows
 from grpo.errors import Interrupted
 from grpo.eval import run as evaluate
-from grpo.fleet.cluster import Cluster
-from grpo.fleet.placement import is_colocated, model_length, transport_of
-from grpo.fleet.start import start_workers
-from grpo.fleet.weights import WeightSync
-from grpo.learner.base_model import load_tokenizer, prepare_model
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.report.curves import write_curves
 from grpo.stop import StopRequest
-from grpo.store.board import open_board
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
-from grpo.store.log import MetricsLog, write_rollouts
-from grpo.train.ahead import make_collector
-from grpo.train.collect import Collected
-from grpo.train.goodput import accounts
+from grpo.store.log import write_rollouts
+from grpo.train.goodput import throughput_metrics
+from grpo.train.groups import Collected
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
+from grpo.train.opened import Opened, open_run
 from grpo.train.resume import eval_path, starting_point
-from grpo.train.update import Updater
-from grpo.verify.pool import VerifierPool
-
-_CANARY_TOKENS = 64
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where the run stands after its last finished step."""
 
@@ -47,78 +33,29 @@ class Progress:
 class Trainer:
     """One run, with everything open. `run()` is the loop."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest):
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest, parts: Opened
+    ):
         self.recipe = recipe
         self.folder = folder
         self.screen = screen
         self.stop = stop
+        self.parts = parts
         self.progress = Progress()
+        self.cursor = parts.collector.cursor()
         self.checkpoint_s = 0.0  # of one that was written since the last step
         self.warned_of_drift = False
 
-    @contextmanager
-    def opened(self, checkpoint: Path | None) -> Iterator[None]:
-        """Starts every process, restores the checkpoint, and closes all of it again."""
-        recipe = self.recipe
-        with ExitStack() as stack:
-            model = prepare_model(recipe, self.folder.model, self.screen)
-            self.tokenizer = load_tokenizer(model)
-            self.max_model_len = model_length(recipe, model)
-            self.stream = PromptStream(
-                load_rows(recipe.data),
-                recipe.data,
-                self.tokenizer,
-                seed=recipe.seed,
-                longest_prompt=self.max_model_len - recipe.rollout.max_tokens,
-            )
-            canary = self._canary()
-            self.screen.note("starting vLLM and DeepSpeed")
-            cluster = stack.enter_context(Cluster(self.folder.path / "logs", is_colocated(recipe)))
-            self.verifier = stack.enter_context(
-                VerifierPool(
-                    recipe.verifier.name,
-                    recipe.verifier.options,
-                    workers=recipe.verifier.workers,
-                    timeout_s=recipe.verifier.timeout_s,
-                    plugins=tuple(recipe.plugins),
-                )
-            )
-            self.rollouts, self.learner = start_workers(cluster, recipe, model)
-            self.sync = WeightSync(
-                self.learner,
-                self.rollouts,
-                recipe.sync,
-                transport_of(recipe),
-                canary,
-                is_colocated(recipe),
-            )
-            self.sync.open(cluster, recipe.rollout.tensor_parallel)
-            self.collector = make_collector(recipe, self.stream, self.rollouts, self.verifier)
-            stack.callback(self.collector.close)
-            self.updater = Updater(recipe, self.learner)
-            if checkpoint is not None:
-                self._restore(checkpoint)
-            self.log = MetricsLog(self.folder.metrics)
-            self.board = open_board(recipe.logging, recipe.name, resolved(recipe), self.folder.path)
-            stack.callback(self.board.finish)
-            self.cursor = self.collector.cursor()
-            yield
-
-    def _canary(self) -> list[int]:
-        """The first prompt of the data, in full or its first tokens, without moving the cursor."""
-        first = self.stream.take(1)
-        self.stream.put_back(first)
-        tokens = list(first[0].token_ids[:_CANARY_TOKENS])
-        return tokens if len(tokens) > 1 else tokens * 2
-
-    def _restore(self, checkpoint: Path) -> None:
-        state = TrainState.load(checkpoint)
-        self.learner.restore(checkpoint)
-        self.stream.load_state_dict(state.cursor)
-        self.updater.load_state_dict(state.extra)
+    def restore(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint: learner, data, estimator, and the engines' weights."""
+        state, parts = TrainState.load(checkpoint), self.parts
+        parts.learner.restore(checkpoint)
+        parts.stream.load_state_dict(state.cursor)
+        parts.policy_update.load_state_dict(state.extra)
         self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
-        self.sync.update(state.policy_version)
-        self.sync.check_canary(self.recipe.model.dtype)
+        parts.sync.update(state.policy_version)
+        parts.sync.check_canary(self.recipe.model.dtype)
+        self.cursor = parts.collector.cursor()
         self.screen.note(f"resumed after step {state.step} from {checkpoint}")
 
     def run(self) -> None:
@@ -152,52 +89,49 @@ class Trainer:
 
     def train_step(self, step: int) -> tuple[dict[str, float], Collected]:
         """Sample, judge, learn, sync: one step, or none of it where the user interrupts."""
-        began = time.monotonic()
-        collected = self.collector.collect(step, self.screen, self.stop)
+        parts, began = self.parts, time.monotonic()
+        collected = parts.collector.collect(step, self.screen, self.stop)
         sampled_at = time.monotonic()
-        metrics = self.updater.observe(collected.sampled)
-        used = self.updater.advantages(collected.used)
-        self.sync.make_room()
-        if used:
-            taken, learned = self.updater.update(used, self.progress.optimizer_steps)
-            self.progress.optimizer_steps += taken
-            metrics |= learned
-        else:
+        parts.sync.make_room()
+        learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
+        if not learned.optimizer_steps:
             self.screen.warn(f"step {step}: every group was flat, no update")
         learned_at = time.monotonic()
-        stats = self.sync.update(step)
-        if self.sync.canary_due():
-            metrics["sync/canary_max_abs"] = self.sync.check_canary(self.recipe.model.dtype)
-        self.collector.finish(step)
+        stats, metrics = parts.sync.update(step), learned.metrics
+        if parts.sync.canary_due():
+            metrics["sync/canary_max_abs"] = parts.sync.check_canary(self.recipe.model.dtype)
+        parts.collector.finish(step)
         ended = time.monotonic()
-        self.progress.step = step
-        self.progress.tokens_seen += collected.num_tokens
-        self.cursor = self.collector.cursor()
+        self.progress = Progress(
+            step,
+            self.progress.optimizer_steps + learned.optimizer_steps,
+            self.progress.tokens_seen + collected.num_tokens,
+        )
+        self.cursor = parts.collector.cursor()
+        collected, learn_s = learned.collected, learned_at - sampled_at
         metrics |= {
             "groups/sampled": float(len(collected.sampled)),
-            "groups/used": float(len(used)),
+            "groups/used": float(len(collected.used)),
             "time/wait_s": sampled_at - began,
-            "time/learn_s": learned_at - sampled_at,
+            "time/learn_s": learn_s,
             "time/sync_s": stats.seconds,
             "time/step_s": ended - began,
             "sync/bytes_per_s": stats.num_bytes / stats.seconds,
             "tokens_seen": float(self.progress.tokens_seen),
         }
-        metrics |= group_metrics(collected.sampled) | staleness_metrics(used, step - 1)
-        workers = self.recipe.verifier.workers
-        metrics |= accounts(collected, used, learned_at - sampled_at, workers)
+        metrics |= group_metrics(collected.sampled)
+        metrics |= staleness_metrics(collected.used, step - 1)
+        metrics |= throughput_metrics(collected, learn_s, self.recipe.verifier.workers)
         if self.checkpoint_s:
             metrics["time/checkpoint_s"], self.checkpoint_s = self.checkpoint_s, 0.0
-        scored = {g.group.prompt.serial: g for g in collected.sampled}
-        scored |= {g.group.prompt.serial: g for g in used}
-        return metrics, Collected(list(scored.values()), used)
+        return metrics, collected
 
     def report(self, step: int, metrics: dict[str, float], groups: Collected) -> None:
         recipe = self.recipe
         if recipe.logging.rollouts:
             write_rollouts(self.folder.rollouts, step, groups.sampled)
-        self.log.log(step, metrics)
-        self.board.log(step, metrics)
+        self.parts.log.log(step, metrics)
+        self.parts.board.log(step, metrics)
         left_s = (recipe.schedule.steps - step) * metrics["time/step_s"]
         self.screen.step_line(step, recipe.schedule.steps, metrics, left_s)
         if not self.warned_of_drift and (warning := drift_warning(step, metrics)):
@@ -213,7 +147,7 @@ class Trainer:
             return
         began = time.monotonic()
         with self.folder.write_checkpoint(step, self.recipe.checkpoint.keep) as writing:
-            self.learner.save(writing)
+            self.parts.learner.save(writing)
             TrainState(
                 step=step,
                 policy_version=step,
@@ -221,7 +155,7 @@ class Trainer:
                 tokens_seen=self.progress.tokens_seen,
                 extra={
                     "optimizer_steps": self.progress.optimizer_steps,
-                    **self.updater.state_dict(),
+                    **self.parts.policy_update.state_dict(),
                 },
             ).save(writing)
         self.checkpoint_s = time.monotonic() - began
@@ -233,13 +167,13 @@ class Trainer:
         if not due or suite is None or path.exists():
             return
         bench = evaluate.Bench(
-            rollouts=lambda: self.rollouts,
-            tokenizer=self.tokenizer,
-            max_model_len=self.max_model_len,
+            rollouts=lambda: self.parts.rollouts,
+            tokenizer=self.parts.tokenizer,
+            max_model_len=self.parts.max_model_len,
             judges=evaluate.Judges(
                 self.recipe.verifier.workers,
                 tuple(self.recipe.plugins),
-                (self.recipe.verifier, self.verifier),
+                (self.recipe.verifier, self.parts.verifier),
             ),
             screen=self.screen,
             out=path,
@@ -258,8 +192,8 @@ class Trainer:
                 f"eval/{name}/best": best.last.value,
                 f"eval/{name}/peak_best": best.peak.value,
             }
-        self.log.log(step, values)
-        self.board.log(step, values)
+        self.parts.log.log(step, values)
+        self.parts.board.log(step, values)
         evaluate.show(results, f"after step {step}", self.screen)
 
 
@@ -270,7 +204,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     new), or a checkpoint folder. Raises UserError, RunError, Interrupted.
     """
     import_plugins(recipe.plugins)
-    check_recipe(recipe)
+    checked = check_recipe(recipe)
     folder = RunFolder(run_folder(recipe))
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock(), StopRequest(screen).listening() as stop:
@@ -282,8 +216,10 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 "a new run with another name=NAME"
             )
         else:
-            trainer = Trainer(recipe, folder, screen, stop)
-            with trainer.opened(checkpoint):
+            with open_run(recipe, checked.rows, folder, screen) as parts:
+                trainer = Trainer(recipe, folder, screen, stop, parts)
+                if checkpoint is not None:
+                    trainer.restore(checkpoint)
                 trainer.run()
         _summary(recipe, folder, screen)
     return folder

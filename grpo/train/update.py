@@ -1,5 +1,6 @@
 """The second half of a step: scored groups become optimizer steps."""
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,10 +20,21 @@ from grpo.batch.cut import cut, imbalance
 from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.fleet.learner import LearnerGroup
+from grpo.train.groups import Collected
 from grpo.types import Batch, ScoredGroup
 
 
-class Updater:
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A step that was learned from. In `collected` the groups that the learner got have their
+    advantages, wherever they stand. `optimizer_steps`: how many were taken."""
+
+    collected: Collected
+    optimizer_steps: int
+    metrics: dict[str, float]
+
+
+class PolicyUpdate:
     """Turns scored groups into optimizer steps; knows the estimators, not the model."""
 
     def __init__(self, recipe: Recipe, learner: LearnerGroup):
@@ -34,11 +46,26 @@ class Updater:
         self._regularize = AGGREGATORS.bind(rule.name, rule.options)
         self._anchor = _make_anchor(recipe.difficulty)
 
-    def observe(self, sampled: list[ScoredGroup]) -> dict[str, float]:
-        """Tells the difficulty anchor of a step's groups, flat ones included; its metrics.
+    def learn(self, collected: Collected, number: int) -> Learned:
+        """The anchor sees every sampled group, flat ones included; then come the advantages, and
+        every optimizer step of the batch, the first being number `number` of the run. No step is
+        taken where no group is used.
 
-        Raises RunError where a reward lies outside of what counts as accuracy 0 to 1.
+        Raises RunError for rewards that the advantage is not defined for, or that lie outside of
+        what counts as accuracy 0 to 1.
         """
+        metrics = self._observe(collected.sampled)
+        used = self._advantages(collected.used)
+        taken = 0
+        if used:
+            taken, learned = self._steps(used, number)
+            metrics |= learned
+        weighed = {group.group.prompt.serial: group for group in used}
+        sampled = [weighed.get(g.group.prompt.serial, g) for g in collected.sampled]
+        return Learned(replace(collected, sampled=sampled, used=used), taken, metrics)
+
+    def _observe(self, sampled: list[ScoredGroup]) -> dict[str, float]:
+        """Tells the difficulty anchor of a step's groups; its metrics."""
         if self._anchor is None:
             return {}
         rewards = [reward for group in sampled for reward in group.accuracies]
@@ -46,7 +73,7 @@ class Updater:
         self._anchor.observe(accuracy)
         return {"difficulty/anchor": self._anchor.value, "difficulty/accuracy": accuracy}
 
-    def advantages(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
+    def _advantages(self, groups: list[ScoredGroup]) -> list[ScoredGroup]:
         """The groups with their advantages, weighed by difficulty where the recipe says so."""
         try:
             groups = with_advantages(groups, self._advantage)
@@ -56,9 +83,8 @@ class Updater:
             return groups
         return [with_factors(group, self._factors(group)) for group in groups]
 
-    def update(self, groups: list[ScoredGroup], number: int) -> tuple[int, dict[str, float]]:
-        """Takes every optimizer step of the batch, the first being number `number` of the run.
-        Returns how many it took, and their mean metrics."""
+    def _steps(self, groups: list[ScoredGroup], number: int) -> tuple[int, dict[str, float]]:
+        """Takes the optimizer steps; how many, and their mean metrics."""
         batches = self._batches(groups)
         ranks = len(self._learner.workers)
         budget = self._recipe.learner.micro_batch_tokens
@@ -133,4 +159,4 @@ class Updater:
 def _make_anchor(config: DifficultyConfig | None) -> DifficultyAnchor | None:
     if config is None:
         return None
-    return DifficultyAnchor(**config.model_dump(exclude={"reward_low", "reward_high"}))
+    return DifficultyAnchor(**config.anchor_options())

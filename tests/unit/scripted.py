@@ -72,6 +72,9 @@ class Engines:
         self.back_tokens += sum(len(r.token_ids) for group in done for r in group.responses)
         return done
 
+    def abort(self) -> None:
+        self._waiting.clear()
+
     def _group(self, prompt: Prompt, spans: list[VersionSpan]) -> Group:
         ends = self.script.ends.get(prompt.serial)
         end = ends.pop(0) if ends else "stop"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Interrupted, RunError
-from grpo.train.collect import Collected, Collector
+from grpo.train.collect import Collector
+from grpo.train.groups import Collected
 from grpo.types import Group, Prompt, Response, Row, Verdict
 
 
@@ -93,7 +94,10 @@ def collect(
     stream: Any = prompts
     judge: Any = Judge()
     collector = Collector(recipe, stream, engines, judge)
-    collected = collector.collect(1, Screen(StringIO(), warnings), stop)
+    try:
+        collected = collector.collect(1, Screen(StringIO(), warnings), stop)
+    finally:
+        collector.close()
     return collected, prompts, warnings.getvalue()
 
 
@@ -152,6 +156,13 @@ def test_a_step_of_flat_groups_that_are_dropped_has_nothing_to_use():
     assert collected.used == [] and len(collected.sampled) == 4
 
 
-def test_a_stop_aborts_and_leaves_the_step():
+def test_a_stop_aborts_what_is_under_way_and_leaves_the_step():
+    engines = Engines(set(), random.Random(0))
+    engines.finished = lambda wait_s: []
+    stand_in: Any = engines
+    prompts: Any = Prompts()
+    judge: Any = Judge()
+    collector = Collector(recipe(), prompts, stand_in, judge)
     with pytest.raises(Interrupted):
-        collect(recipe(), flat=set(), stop=lambda: True)
+        collector.collect(1, Screen(StringIO(), StringIO()), lambda: engines.running == 4)
+    assert engines.aborted and engines.running == 0

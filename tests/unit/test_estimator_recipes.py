@@ -79,5 +79,5 @@ def test_check_says_what_the_estimator_comes_to(load):
     recipe = load(
         "difficulty={kind: kalman}", "regularization.kl=0.01", "surrogate=gspo", "advantage=rloo"
     )
-    facts = dict(check_recipe(recipe))
+    facts = dict(check_recipe(recipe).facts)
     assert facts["estimator"] == "rloo, gspo, balanced, HA-DW (kalman), truncated_token, 0.01 KL"

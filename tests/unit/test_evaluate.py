@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,7 +23,8 @@ from grpo.rollout.sampling import Sampling
 from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog, read_metrics
-from grpo.train.run import Trainer, _summary
+from grpo.train.opened import Opened
+from grpo.train.run import Progress, Trainer, _summary
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS
 
@@ -272,12 +275,24 @@ def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
             "eval": {"suite": bench.settings},
         }
     )
-    made = Trainer(recipe, RunFolder(bench.folder / "run"), Screen(), lambda: bench.stopped)
-    made.rollouts, made.tokenizer, made.max_model_len = script, Letters(), 32
-    made.verifier, made.board = bench, NullBoard()
-    made.folder.path.mkdir(exist_ok=True)
-    made.log = MetricsLog(made.folder.metrics)
-    made.progress.step = step
+    folder, stand_in, unused = RunFolder(bench.folder / "run"), cast(Any, script), cast(Any, None)
+    folder.path.mkdir(exist_ok=True)
+    collector, verifier, stop = Mock(), cast(Any, bench), cast(Any, lambda: bench.stopped)
+    parts = Opened(
+        tokenizer=Letters(),
+        max_model_len=32,
+        stream=unused,
+        verifier=verifier,
+        rollouts=stand_in,
+        learner=unused,
+        sync=unused,
+        collector=collector,
+        policy_update=unused,
+        log=MetricsLog(folder.metrics),
+        board=NullBoard(),
+    )
+    made = Trainer(recipe, folder, Screen(), stop, parts)
+    made.progress = Progress(step)
     return made
 
 
@@ -310,7 +325,7 @@ def test_a_step_is_evaluated_once_and_keeps_its_answers(bench: Workbench) -> Non
     assert not (run.folder.path / "eval").exists()
     run.evaluate(True)
     run.evaluate(True)
-    assert len(run.rollouts.asked) == 4
+    assert len(run.parts.rollouts.asked) == 4
     (result,) = load(run.folder.path / "eval" / "step_000010.json")
     groups, _ = read_answers(run.folder.path / "eval" / result.answers)
     assert len(groups) == 4

@@ -9,7 +9,8 @@ import torch
 from grpo.batch.cut import QUADRATIC_LENGTH
 from grpo.config.recipe import Recipe
 from grpo.errors import RunError
-from grpo.train.update import Updater
+from grpo.train.groups import Collected
+from grpo.train.update import PolicyUpdate
 from grpo.types import Group, MicroBatch, Prompt, Response, Row, ScoredGroup, Verdict
 
 
@@ -51,10 +52,15 @@ def group(serial: int, rewards: list[float], lengths: list[int]) -> ScoredGroup:
     return ScoredGroup(Group(prompt, tuple(answers)), tuple(Verdict(r, "", "") for r in rewards))
 
 
-def updater(**changes: Any) -> tuple[Updater, Learner]:
+def updater(**changes: Any) -> tuple[PolicyUpdate, Learner]:
     learner = Learner()
     stand_in: Any = learner
-    return Updater(recipe(**changes), stand_in), learner
+    return PolicyUpdate(recipe(**changes), stand_in), learner
+
+
+def step_of(used: list[ScoredGroup], *flat: ScoredGroup) -> Collected:
+    """A step's groups, of which the flat ones are not learned from."""
+    return Collected([*used, *flat], used)
 
 
 MIXED = [group(0, [1, 0], [2, 4]), group(1, [0, 1], [3, 3])]
@@ -62,17 +68,17 @@ MIXED = [group(0, [1, 0], [2, 4]), group(1, [0, 1], [3, 3])]
 
 def test_one_optimizer_step_needs_no_logprobs_of_its_own():
     under_test, learner = updater()
-    taken, metrics = under_test.update(under_test.advantages(MIXED), 5)
-    assert (taken, learner.steps, learner.remembered) == (1, [(0, 5)], 0)
-    assert metrics["learn/loss"] == 5
+    learned = under_test.learn(step_of(MIXED), 5)
+    assert (learned.optimizer_steps, learner.steps, learner.remembered) == (1, [(0, 5)], 0)
+    assert learned.metrics["learn/loss"] == 5
 
 
 def test_ranks_wait_for_the_one_whose_sequences_cost_more():
     update, learner = updater()
-    _, metrics = update.update(update.advantages(MIXED), 0)
+    metrics = update.learn(step_of(MIXED), 0).metrics
     assert metrics["learn/imbalance"] == 0, "a rank alone waits for nobody"
     learner.workers.append(object())
-    _, metrics = update.update(update.advantages(MIXED), 0)
+    metrics = update.learn(step_of(MIXED), 0).metrics
     # 3 + 5 tokens and 4 + 4: as many, but attention is quadratic, 34 against 32.
     eight = (8 + 34 / QUADRATIC_LENGTH, 8 + 32 / QUADRATIC_LENGTH)
     assert metrics["learn/imbalance"] == pytest.approx(1 - sum(eight) / (2 * max(eight)))
@@ -80,15 +86,15 @@ def test_ranks_wait_for_the_one_whose_sequences_cost_more():
 
 def test_passes_and_minibatches_are_steps_under_one_set_of_old_logprobs():
     under_test, learner = updater(schedule={"minibatches": 2, "passes": 2})
-    taken, metrics = under_test.update(under_test.advantages(MIXED), 8)
-    assert (taken, learner.remembered) == (4, 1)
+    learned = under_test.learn(step_of(MIXED), 8)
+    assert (learned.optimizer_steps, learner.remembered) == (4, 1)
     assert learner.steps == [(0, 8), (1, 9), (0, 10), (1, 11)]
-    assert metrics["learn/loss"] == 9.5, "the mean over the steps"
+    assert learned.metrics["learn/loss"] == 9.5, "the mean over the steps"
 
 
 def test_every_rule_is_watched_beside_the_chosen_one():
     under_test, _ = updater(aggregate={"name": "token_mean"})
-    _, metrics = under_test.update(under_test.advantages(MIXED), 0)
+    metrics = under_test.learn(step_of(MIXED), 0).metrics
     # right answers hold 2 and 3 of the 12 tokens, and as much of the mass as the others on balance
     assert metrics["shadow/token_mean/positive_share"] == pytest.approx(5 / 12)
     assert metrics["shadow/balanced/positive_share"] == pytest.approx(1 / 2)
@@ -98,10 +104,15 @@ def test_every_rule_is_watched_beside_the_chosen_one():
 def test_difficulty_weighs_a_group_by_the_runs_accuracy_before_it():
     under_test, _ = updater(difficulty={"scale": 1.0})
     flat = group(2, [1, 1], [1, 1])
-    assert under_test.observe([flat])["difficulty/anchor"] == 1, "at first its own accuracy"
-    metrics = under_test.observe([*MIXED, flat, flat])
-    assert metrics == {"difficulty/anchor": 1.0, "difficulty/accuracy": 0.75}
-    weighed = under_test.advantages(MIXED)[0].advantages
+    first = under_test.learn(step_of([], flat), 0)
+    assert first.metrics["difficulty/anchor"] == 1, "at first its own accuracy"
+    assert first.optimizer_steps == 0, "nothing to learn from"
+    learned = under_test.learn(step_of(MIXED, flat, group(3, [1, 1], [1, 1])), 0)
+    assert learned.metrics["difficulty/anchor"] == 1.0
+    assert learned.metrics["difficulty/accuracy"] == 0.75
+    weighed = learned.collected.used[0].advantages
+    assert learned.collected.sampled[0].advantages == weighed, "the same group, wherever it stands"
+    assert learned.collected.sampled[2].advantages == (), "a flat one was not learned from"
     # exp(-sign (0.5 - 1)): a right answer in a group harder than usual counts more
     assert weighed == pytest.approx((float(np.exp(0.5)), -float(np.exp(-0.5))))
 
@@ -112,8 +123,7 @@ def test_flat_groups_move_the_anchor_whether_or_not_they_are_used():
     anchors = []
     for used in (rewards[:1], rewards):
         under_test, _ = updater(difficulty={"includes_current": True})
-        under_test.observe(rewards)
-        under_test.advantages(used)
+        under_test.learn(Collected(rewards, used), 0)
         anchors.append(under_test.state_dict())
     assert anchors[0] == anchors[1]
 
@@ -122,29 +132,30 @@ def test_a_resumed_run_weighs_as_the_uninterrupted_one():
     """I45."""
     left, _ = updater(difficulty={"kind": "kalman", "window": 3})
     for n in range(5):
-        left.observe([group(0, [1, n % 2], [1, 1])])
+        left.learn(step_of([], group(0, [1, n % 2], [1, 1])), 0)
     right, _ = updater(difficulty={"kind": "kalman", "window": 3})
     right.load_state_dict(left.state_dict())
-    for under_test in (left, right):
-        under_test.observe([group(0, [0, 1], [1, 1])])
+    one, other = (under_test.learn(step_of(MIXED), 0) for under_test in (left, right))
     assert left.state_dict() == right.state_dict()
-    assert left.advantages(MIXED) == right.advantages(MIXED)
+    assert one.collected == other.collected
 
 
 def test_rewards_of_minus_one_and_one_are_mapped_to_accuracies():
     under_test, _ = updater(difficulty={"reward_low": -1.0, "reward_high": 1.0})
-    assert under_test.observe([group(0, [-1, 1], [1, 1])])["difficulty/accuracy"] == 0.5
+    learned = under_test.learn(step_of([group(0, [-1, 1], [1, 1])]), 0)
+    assert learned.metrics["difficulty/accuracy"] == 0.5
 
 
 def test_a_reward_that_is_no_accuracy_stops_the_run_and_names_the_keys():
     under_test, _ = updater(difficulty={})
     with pytest.raises(RunError, match=r"mean reward of 2 is.*reward_low.*reward_high"):
-        under_test.observe([group(0, [2, 2], [1, 1])])
+        under_test.learn(step_of([], group(0, [2, 2], [1, 1])), 0)
 
 
 def test_without_difficulty_nothing_is_kept():
     under_test, _ = updater()
-    assert under_test.observe(MIXED) == {}
+    metrics = under_test.learn(step_of(MIXED), 0).metrics
+    assert not [name for name in metrics if name.startswith("difficulty/")]
     assert under_test.state_dict() == {}
     under_test.load_state_dict({"optimizer_steps": 3})
 
@@ -152,12 +163,12 @@ def test_without_difficulty_nothing_is_kept():
 def test_an_advantage_that_rewards_do_not_suit_is_named():
     under_test, _ = updater(advantage={"name": "max_rl"})
     with pytest.raises(RunError, match=r"advantage 'max_rl': .*>= 0"):
-        under_test.advantages([group(0, [-1, 1], [1, 1])])
+        under_test.learn(step_of([group(0, [-1, 1], [1, 1])]), 0)
 
 
 def test_weights_reach_the_learner():
     under_test, learner = updater(aggregate={"name": "seq_mean_token_mean"})
-    under_test.update(under_test.advantages(MIXED[:1]), 0)
+    under_test.learn(step_of(MIXED[:1]), 0)
     ((micro,),) = learner.loaded[0]
     order = torch.argsort(micro.rows_N)
     assert micro.weights_N[order].tolist() == pytest.approx([1 / 4, 1 / 8])

@@ -21,8 +21,8 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted, RunError
-from grpo.train.ahead import Overlap, make_collector
-from grpo.train.collect import Collected, Collector
+from grpo.train.collect import Collector
+from grpo.train.groups import Collected
 from grpo.types import Group, Row, Verdict
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 
@@ -31,7 +31,7 @@ from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 def impatient() -> Iterator[None]:
     """Nobody waits in real time for verdicts that a script holds back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("grpo.train.ahead.VERDICT_POLL_S", 0.0)
+        patch.setattr("grpo.train.collect.VERDICT_POLL_S", 0.0)
         yield
 
 
@@ -61,28 +61,29 @@ def prompts(cursor: dict[str, Any] | None = None) -> PromptStream:
 
 @dataclass
 class Ahead:
-    """An Overlap without its thread, and everything around it."""
+    """A Collector without its thread, and everything around it."""
 
-    overlap: Overlap
+    collector: Collector
     engines: Engines
     judge: Judge
     stream: PromptStream
 
     def collect(self, step: int) -> Collected:
+        self.collector.ask(step)
         for _ in range(10_000):
-            if self.overlap.is_complete(step):
-                return self.overlap.take(step, Screen(StringIO(), StringIO()))
+            if self.collector.is_complete(step):
+                return self.collector.take(step, Screen(StringIO(), StringIO()))
             self.turn()
         raise AssertionError(f"step {step} is never complete")
 
     def turn(self, count: int = 1) -> None:
         for _ in range(count):
-            self.overlap.turn()
+            self.collector.turn()
             self.judge.catch_up(self.engines.script.dice.randint(0, 3))
 
     def finish(self, step: int) -> None:
         self.engines.version = step
-        self.overlap.finish(step)
+        self.collector.finish(step)
 
 
 def ahead(
@@ -91,9 +92,9 @@ def ahead(
     engines, judge, stream = Engines(script, step - 1), Judge(script.dice), prompts(cursor)
     rollouts: Any = engines
     verifier: Any = judge
-    overlap = Overlap(recipe, stream, rollouts, verifier)
-    overlap.begin(step)
-    return Ahead(overlap, engines, judge, stream)
+    collector = Collector(recipe, stream, rollouts, verifier)
+    collector.begin(step)
+    return Ahead(collector, engines, judge, stream)
 
 
 def serials(groups: Sequence[Any]) -> list[int]:
@@ -119,7 +120,7 @@ SCRIPTS = st.builds(
 @settings(max_examples=50, deadline=None)
 @given(
     script=SCRIPTS,
-    k=st.integers(1, 3),
+    k=st.integers(0, 3),
     mode=st.sampled_from(["replace", "drop", "keep"]),
     max_rounds=st.integers(1, 3),
     idle=st.lists(st.integers(0, 12), min_size=6, max_size=6),
@@ -146,27 +147,29 @@ def test_nothing_too_old_is_learned_from_and_every_prompt_is_settled_once(
         run.turn(idle[step - 1])  # the learner works
         run.finish(step)
         if step in crashes:
-            cursor = run.overlap.cursor()
+            cursor = run.collector.cursor()
             run.turn(crashes[step])
             run = ahead(plan, script, step + 1, cursor)
     assert sorted(settled) == list(range(len(settled)))
     assert run.engines.running == 0, "nothing is sampled past the last step"
-    assert run.overlap.cursor()["returned"] == []
-    assert run.overlap.cursor()["serial"] == len(settled)
+    assert run.collector.cursor()["returned"] == []
+    assert run.collector.cursor()["serial"] == len(settled)
 
 
 def test_later_steps_are_sampled_while_the_learner_works_and_no_further():
     run = ahead(recipe(k=2, mode="keep"), Script(random.Random(0)))
     run.turn(200)
-    assert [run.overlap.is_complete(step) for step in (1, 2, 3, 4)] == [True, True, True, False]
+    assert [run.collector.is_complete(step) for step in (1, 2, 3, 4)] == [True, True, True, False]
     assert run.engines.running == 0 and len(run.engines.seeds) == 9
     run.collect(1)
     run.turn(200)
-    assert not run.overlap.is_complete(4), "step 1 is collected, but its weights are not there yet"
-    assert run.overlap.take(2, Screen(StringIO(), StringIO())).rollout_s == 0, "nothing to sample"
+    assert not run.collector.is_complete(4), (
+        "step 1 is collected, but its weights are not there yet"
+    )
+    assert run.collector.take(2, Screen(StringIO(), StringIO())).rollout_s == 0, "nothing to sample"
     run.finish(1)
     run.turn(200)
-    assert run.overlap.is_complete(4) and not run.overlap.is_complete(5)
+    assert run.collector.is_complete(4) and not run.collector.is_complete(5)
     assert serials(run.collect(4).sampled) == [9, 10, 11]
 
 
@@ -184,14 +187,23 @@ def test_the_prompts_and_seeds_of_a_step_are_those_of_sampling_on_policy():
     for step in (1, 2, 3):
         run.collect(step)
         run.finish(step)
-    on_policy = Engines(Script(random.Random(2), pace=1.0))
-    rollouts: Any = on_policy
-    verifier: Any = Judge(random.Random(3))
-    one_by_one = Collector(plan, prompts(), rollouts, verifier)
+    on_policy = ahead(recipe(k=0, mode="drop"), Script(random.Random(3)))
     for step in (1, 2, 3):
-        verifier.submit = lambda text, answer: _now(Verdict(float(text), text, ""))
-        one_by_one.collect(step, Screen(StringIO(), StringIO()), lambda: False)
-    assert run.engines.seeds[:9] == on_policy.seeds
+        on_policy.collect(step)
+        on_policy.finish(step)
+    assert run.engines.seeds[:9] == on_policy.engines.seeds
+
+
+def test_on_policy_nothing_is_under_way_between_two_steps():
+    run = ahead(recipe(k=0, mode="keep"), Script(random.Random(0)))
+    assert serials(run.collect(1).sampled) == [0, 1, 2]
+    run.turn(20)  # the learner works
+    run.finish(1)
+    run.turn(20)  # a checkpoint is written, an evaluation uses the engines
+    assert run.engines.running == 0 and len(run.engines.seeds) == 3
+    assert run.collector.cursor() == run.stream.state_dict(), "nothing taken that is not settled"
+    second = run.collect(2)
+    assert serials(second.sampled) == [3, 4, 5] and versions(second) == {1}
 
 
 def _now(verdict: Verdict) -> Future[Verdict]:
@@ -218,7 +230,7 @@ def test_what_is_thrown_away_is_sampled_again_for_the_same_step_and_counted():
     assert sorted(asked) == [0, 0, 1, 2, 2, 2]
     assert collected.stale_tokens > 0 and collected.aborted_tokens > 0
     run.turn(100)
-    rest = run.overlap.take(2, Screen(StringIO(), StringIO()))
+    rest = run.collector.take(2, Screen(StringIO(), StringIO()))
     assert collected.num_tokens + rest.num_tokens == run.engines.back_tokens
     assert collected.rollout_tokens + rest.rollout_tokens == run.engines.back_tokens
 
@@ -227,11 +239,11 @@ def test_a_cursor_holds_what_was_taken_and_not_learned_in_order():
     run = ahead(recipe(k=1, mode="replace"), Script(random.Random(6), flat={1, 4}))
     run.collect(1)
     run.turn(100)  # step 2 is ready, with one more prompt for its flat group
-    assert run.overlap.is_complete(2)
+    assert run.collector.is_complete(2)
     taken = run.stream.state_dict()["serial"]
-    first_step = set(serials(run.overlap.take(1, Screen(StringIO(), StringIO())).sampled))
+    first_step = set(serials(run.collector.take(1, Screen(StringIO(), StringIO())).sampled))
     run.finish(1)
-    cursor = run.overlap.cursor()
+    cursor = run.collector.cursor()
     assert [serial for serial, _ in cursor["returned"]] == sorted(set(range(taken)) - first_step)
     again = prompts(cursor).take(len(cursor["returned"]) + 1)
     assert [prompt.serial for prompt in again][-1] == taken, "then the data goes on"
@@ -253,42 +265,42 @@ class Quick(Engines):
         return super().finished(wait_s)
 
 
-def threaded(error: Exception | None = None) -> tuple[Overlap, Quick]:
+def threaded(error: Exception | None = None) -> tuple[Collector, Quick]:
     engines = Quick(Script(random.Random(7), pace=1.0))
     engines.error = error
     judge: Any = Judge(random.Random(8))
     judge.submit = lambda text, answer: _now(Verdict(float(text), text, ""))
     rollouts: Any = engines
-    return Overlap(recipe(), prompts(), rollouts, judge), engines
+    return Collector(recipe(), prompts(), rollouts, judge), engines
 
 
 def test_the_feeder_serves_a_run_and_ends_with_it():
-    overlap, engines = threaded()
+    collector, engines = threaded()
     settled: list[int] = []
     for step in range(1, 7):
-        collected = overlap.collect(step, Screen(StringIO(), StringIO()), lambda: False)
+        collected = collector.collect(step, Screen(StringIO(), StringIO()), lambda: False)
         settled += serials(collected.used)
         engines.version = step
-        overlap.finish(step)
-    overlap.close()
+        collector.finish(step)
+    collector.close()
     assert settled == list(range(18))
     assert "rollout-feeder" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_what_fails_in_the_feeder_is_raised_where_the_step_is_waited_for():
-    overlap, _ = threaded(RunError("rollout-0 died"))
+    collector, _ = threaded(RunError("rollout-0 died"))
     with pytest.raises(RunError, match="rollout-0 died"):
-        overlap.collect(1, Screen(StringIO(), StringIO()), lambda: False)
-    overlap.close()
+        collector.collect(1, Screen(StringIO(), StringIO()), lambda: False)
+    collector.close()
 
 
 def test_a_stop_leaves_the_step_and_its_prompts_come_first_again():
-    overlap, engines = threaded()
+    collector, engines = threaded()
     engines.script.pace = 0.0  # nothing ever finishes
     with pytest.raises(Interrupted):
-        overlap.collect(1, Screen(StringIO(), StringIO()), lambda: engines.running == 6)
-    overlap.close()
-    assert [serial for serial, _ in overlap.cursor()["returned"]] == list(range(6))
+        collector.collect(1, Screen(StringIO(), StringIO()), lambda: engines.running == 6)
+    collector.close()
+    assert [serial for serial, _ in collector.cursor()["returned"]] == list(range(6))
 
 
 def test_the_line_of_a_step_tells_waiting_from_sampling_beside_the_learner():
@@ -305,13 +317,6 @@ def test_the_line_of_a_step_tells_waiting_from_sampling_beside_the_learner():
 
 
 # --- the recipe ---
-
-
-def test_on_policy_sampling_is_left_to_the_collector():
-    rollouts: Any = Engines(Script(random.Random(0)))
-    verifier: Any = Judge(random.Random(0))
-    for k, kind in ((0, Collector), (1, Overlap)):
-        assert type(make_collector(recipe(k), prompts(), rollouts, verifier)) is kind
 
 
 def test_stale_tokens_are_corrected_also_where_both_sides_agree_to_the_last_digit():

@@ -1,0 +1,127 @@
+"""Groups on their way through a step: judged, flat ones counted, and what the learner gets."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+
+from grpo.algo.shaping import is_informative, shape
+from grpo.config.recipe import Recipe
+from grpo.console import Screen
+from grpo.errors import RunError
+from grpo.train.metrics import short_reason
+from grpo.types import Group, ScoredGroup, Verdict
+from grpo.verify.pool import VerifierPool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """`sampled` is everything in prompt order; `used` is what the learner gets of it.
+
+    stale_tokens, aborted_tokens: of answers that were thrown away and sampled once more
+    rollout_s, rollout_tokens: how long the engines were at work since the step before was
+        collected, and the answer tokens that came back in that time
+    """
+
+    sampled: list[ScoredGroup]
+    used: list[ScoredGroup]
+    stale_tokens: int = 0
+    aborted_tokens: int = 0
+    rollout_s: float = 0.0
+    rollout_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """All answer tokens whose fate this step decides."""
+        kept = sum(num_tokens(scored.group) for scored in self.sampled)
+        return kept + self.stale_tokens + self.aborted_tokens
+
+
+class PendingVerdicts:
+    """Groups on their way to verdicts. One thread at a time."""
+
+    def __init__(self, recipe: Recipe, verifier: VerifierPool):
+        self._recipe = recipe
+        self._verifier = verifier
+        self._pending: list[tuple[Group, list[Future[Verdict]]]] = []
+
+    @property
+    def waiting(self) -> int:
+        """Groups whose verdicts are not all in, or not asked for yet."""
+        return len(self._pending)
+
+    def add(self, group: Group) -> None:
+        answers = (response.text for response in group.responses)
+        verdicts = [self._verifier.submit(text, group.prompt.row.answer) for text in answers]
+        self._pending.append((group, verdicts))
+
+    def finished(self, wait_s: float) -> list[ScoredGroup]:
+        """Groups whose verdicts are all in; waits up to `wait_s` for the one that came first."""
+        if self._pending and wait_s:
+            wait(self._pending[0][1], timeout=wait_s)
+        overlong = self._recipe.overlong
+        groups: list[ScoredGroup] = []
+        waiting: list[tuple[Group, list[Future[Verdict]]]] = []
+        for group, verdicts in self._pending:
+            if not all(verdict.done() for verdict in verdicts):
+                waiting.append((group, verdicts))
+                continue
+            scored = shape(
+                ScoredGroup(group, tuple(verdict.result() for verdict in verdicts)),
+                max_tokens=self._recipe.rollout.max_tokens,
+                buffer=overlong.buffer,
+                penalty=overlong.penalty,
+                mask_truncated=overlong.mask_truncated,
+            )
+            groups.append(scored)
+        self._pending = waiting
+        return groups
+
+
+def num_tokens(group: Group) -> int:
+    """Answer tokens of all siblings."""
+    return sum(len(response.token_ids) for response in group.responses)
+
+
+def num_replaced(recipe: Recipe, taken: int, fresh: Sequence[ScoredGroup]) -> int:
+    """How many more prompts a step that has taken `taken` sends out for these judged groups."""
+    if recipe.flat_groups.mode != "replace":
+        return 0
+    flat = sum(not is_informative(group) for group in fresh)
+    return min(flat, recipe.rollout.prompts * recipe.flat_groups.max_rounds - taken)
+
+
+def select_groups(
+    recipe: Recipe, step: int, sampled: Sequence[ScoredGroup], screen: Screen
+) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
+    """(sampled in prompt order, what the learner gets of it). Raises RunError where every group is
+    flat and flat_groups.mode is replace."""
+    mode, wanted = recipe.flat_groups.mode, recipe.rollout.prompts
+    # In prompt order, whichever finished first: the same batch on every run.
+    ordered = sorted(sampled, key=lambda scored: scored.group.prompt.serial)
+    if mode == "keep":
+        return ordered, [g for g in ordered if not (g.masked and all(g.masked))]
+    used = [group for group in ordered if is_informative(group)]
+    if mode == "replace" and not used:
+        raise RunError(_all_flat(ordered))
+    if mode == "replace" and len(used) < wanted:
+        screen.warn(
+            f"step {step}: only {len(used)} of {len(ordered)} groups had unequal rewards, "
+            f"{wanted} were wanted, and flat_groups.max_rounds allows no more prompts"
+        )
+    return ordered, used
+
+
+def _all_flat(sampled: list[ScoredGroup]) -> str:
+    accuracies = Counter(sum(g.accuracies) / len(g.accuracies) for g in sampled)
+    histogram = ", ".join(f"{reward:g}: {n} groups" for reward, n in sorted(accuracies.items()))
+    reasons = Counter(short_reason(v.reason) for g in sampled for v in g.verdicts)
+    verdicts = ", ".join(f"{reason}: {n}" for reason, n in sorted(reasons.items()))
+    first = sampled[0].group
+    return (
+        f"all {len(sampled)} groups had equal rewards, nothing to learn from.\n"
+        f"  mean reward of a group: {histogram}\n"
+        f"  verdicts: {verdicts}\n"
+        f"  for example: {first.responses[0].text[:200]!r} (wanted {first.prompt.row.answer!r})\n"
+        "Use data of another difficulty, or set flat_groups.mode=drop"
+    )

@@ -1,0 +1,106 @@
+"""Everything that a run has open, from its processes to its log."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from grpo.config.load import resolved
+from grpo.config.recipe import Recipe
+from grpo.console import Screen
+from grpo.data import PromptStream, load_rows
+from grpo.fleet.cluster import Cluster
+from grpo.fleet.engines import RolloutPool
+from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.placement import place
+from grpo.fleet.start import start_workers
+from grpo.fleet.weights import WeightSync
+from grpo.learner.base_model import load_tokenizer, prepare_model
+from grpo.store.board import NullBoard, WandbBoard, open_board
+from grpo.store.checkpoint import RunFolder
+from grpo.store.log import MetricsLog
+from grpo.train.collect import Collector
+from grpo.train.update import PolicyUpdate
+from grpo.types import Row
+from grpo.verify.pool import VerifierPool
+
+_CANARY_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The parts of one run, all of them started."""
+
+    tokenizer: Any
+    max_model_len: int
+    stream: PromptStream
+    verifier: VerifierPool
+    rollouts: RolloutPool
+    learner: LearnerGroup
+    sync: WeightSync
+    collector: Collector
+    policy_update: PolicyUpdate
+    log: MetricsLog
+    board: NullBoard | WandbBoard
+
+
+@contextmanager
+def open_run(
+    recipe: Recipe, rows: Sequence[Row] | None, folder: RunFolder, screen: Screen
+) -> Iterator[Opened]:
+    """Starts every process and closes all of them again. `rows`: those of the data, where they
+    have been read already."""
+    with ExitStack() as stack:
+        model = prepare_model(recipe, folder.model, screen)
+        tokenizer = load_tokenizer(model)
+        placement = place(recipe, model)
+        stream = PromptStream(
+            load_rows(recipe.data) if rows is None else rows,
+            recipe.data,
+            tokenizer,
+            seed=recipe.seed,
+            longest_prompt=placement.max_model_len - recipe.rollout.max_tokens,
+        )
+        canary = _canary(stream)
+        screen.note("starting vLLM and DeepSpeed")
+        cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
+        verifier = stack.enter_context(
+            VerifierPool(
+                recipe.verifier.name,
+                recipe.verifier.options,
+                workers=recipe.verifier.workers,
+                timeout_s=recipe.verifier.timeout_s,
+                plugins=tuple(recipe.plugins),
+            )
+        )
+        rollouts, learner = start_workers(cluster, recipe, model, placement)
+        sync = WeightSync(
+            learner, rollouts, recipe.sync, placement.transport, canary, placement.colocated
+        )
+        sync.open(cluster, recipe.rollout.tensor_parallel)
+        collector = Collector(recipe, stream, rollouts, verifier)
+        stack.callback(collector.close)
+        log = MetricsLog(folder.metrics)
+        board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path)
+        stack.callback(board.finish)
+        yield Opened(
+            tokenizer=tokenizer,
+            max_model_len=placement.max_model_len,
+            stream=stream,
+            verifier=verifier,
+            rollouts=rollouts,
+            learner=learner,
+            sync=sync,
+            collector=collector,
+            policy_update=PolicyUpdate(recipe, learner),
+            log=log,
+            board=board,
+        )
+
+
+def _canary(stream: PromptStream) -> list[int]:
+    """The first prompt of the data, in full or its first tokens, without moving the cursor."""
+    first = stream.take(1)
+    stream.put_back(first)
+    tokens = list(first[0].token_ids[:_CANARY_TOKENS])
+    return tokens if len(tokens) > 1 else tokens * 2
