@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,8 +29,11 @@ HARMLESS_KEYS = (
     "checkpoint",
     "eval",
     "learner.micro_batch_tokens",
+    "learner.shared_prefix",
     "learner.timeout_s",
     "logging",
+    "model.checkpoint_every",
+    "model.gradient_checkpointing",
     "output",
     "placement",
     "rollout.engine",
@@ -93,6 +97,7 @@ class RunFolder:
         self.recipe = self.path / "recipe.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.rollouts = self.path / "rollouts"
+        self.evaluations = self.path / "eval"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
 
@@ -190,23 +195,50 @@ class RunFolder:
                 return path
         return None
 
-    def rewind(self, step: int) -> None:
-        """Forgets the metrics and rollouts of later steps, and a half-written metrics line.
+    def rewind(self, step: int) -> Path | None:
+        """The folder becomes what it was after `step`. What later steps wrote moves into a new
+        folder below set_aside/, which is returned; None where there was nothing later.
 
         `latest` moves to this step where a checkpoint of it exists: a crash right after a resume
         from an earlier checkpoint must not resume from the abandoned later one.
         """
-        if self.metrics.exists():
-            kept = [row for row in read_json_lines(self.metrics) if row["step"] <= step]
-            with replacing(self.metrics) as temporary:
-                lines = "".join(json.dumps(row) + "\n" for row in kept)
-                temporary.write_text(lines, encoding="utf-8")
-        for path in self.rollouts.glob("step_*.parquet"):
-            number = re.fullmatch(r"step_(\d+)\.parquet", path.name)
-            if number and int(number[1]) > step:
-                path.unlink()
         if _is_complete(self.checkpoints / f"step_{step:06d}"):
             self._point_latest_to(f"step_{step:06d}")
+        later = [
+            path
+            for folder in (self.rollouts, self.evaluations, self.checkpoints)
+            for path in folder.glob("step_*")
+            if (number := re.match(r"step_(\d+)", path.name)) and int(number[1]) > step
+        ]
+        rows = read_json_lines(self.metrics) if self.metrics.exists() else []
+        if not later and all(row["step"] <= step for row in rows):
+            if rows:
+                self._write_metrics(self.metrics, rows)  # without a half-written last line
+            return None
+        aside = self._new_aside(step)
+        self._write_metrics(aside / self.metrics.name, [row for row in rows if row["step"] > step])
+        for path in later:
+            target = aside / path.relative_to(self.path)
+            target.parent.mkdir(exist_ok=True)
+            path.rename(target)
+        self._write_metrics(self.metrics, [row for row in rows if row["step"] <= step])
+        return aside
+
+    def _new_aside(self, step: int) -> Path:
+        """An empty folder, named by the time and by the step that the run goes back to."""
+        named = f"{time.strftime('%Y-%m-%dT%H%M%S')}_after_step_{step:06d}"
+        folder, again = self.path / "set_aside" / named, 1
+        while folder.exists():
+            again += 1
+            folder = folder.with_name(f"{named}_{again}")
+        folder.mkdir(parents=True)
+        return folder
+
+    @staticmethod
+    def _write_metrics(path: Path, rows: list[dict[str, Any]]) -> None:
+        with replacing(path) as temporary:
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            temporary.write_text(lines, encoding="utf-8")
 
     def _steps(self, prefixes: tuple[str, ...] = ("",)) -> list[tuple[int, Path]]:
         found: list[tuple[int, Path]] = []

@@ -1,6 +1,7 @@
 """Where a run goes on: its folder is prepared for what follows the checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
@@ -11,15 +12,39 @@ from grpo.store.facts import facts
 
 
 def eval_path(folder: RunFolder, step: int) -> Path:
-    return folder.path / "eval" / f"step_{step:06d}.json"
+    return folder.evaluations / f"step_{step:06d}.json"
 
 
 def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: str) -> Path | None:
-    """The checkpoint to go on from; prepares the folder for what follows it."""
+    """The checkpoint to go on from; prepares the folder for what follows it. Nothing is deleted:
+    what later steps had written moves aside."""
     wanted = resolved(recipe)
-    if not folder.recipe.exists():
-        folder.begin(wanted, facts())
-        return None if resume in ("auto", "never") else _named_checkpoint(resume)
+    if folder.recipe.exists():
+        _check_recipe(recipe, wanted, folder, screen, resume)
+    if resume == "never":
+        checkpoint = None
+    else:
+        checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
+    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
+    folder.begin(wanted, facts())
+    aside = folder.rewind(step)
+    if aside is not None and checkpoint is None:
+        screen.warn(
+            f"{folder.path} has no checkpoint that can be read, so the run starts again at step 0; "
+            f"all that it had written is in {aside}"
+        )
+    elif aside is not None:
+        screen.note(
+            f"the steps after {step} are taken again; what they had written is in {aside}, which "
+            "you may delete"
+        )
+    return checkpoint
+
+
+def _check_recipe(
+    recipe: Recipe, wanted: dict[str, Any], folder: RunFolder, screen: Screen, resume: str
+) -> None:
+    """Raises UserError where the folder's run is another one."""
     if resume == "never":
         raise UserError(
             f"{folder.path} holds a run already and --resume never was given: choose another "
@@ -37,14 +62,6 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
             f"schedule.steps was {steps}, now {recipe.schedule.steps}: from here on the {decay} "
             "decay of the learning rate ends at the new number"
         )
-    folder.begin(wanted, facts())
-    checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
-    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
-    folder.rewind(step)
-    for path in eval_path(folder, 0).parent.glob("step_*.json"):
-        if path > eval_path(folder, step):  # of steps that will be taken again
-            path.unlink()
-    return checkpoint
 
 
 def _named_checkpoint(name: str) -> Path:

@@ -273,16 +273,75 @@ def test_harmless_keys_may_change_and_others_are_listed_with_both_values(run: Ru
     ]
 
 
-def test_rewind_forgets_later_steps_and_a_half_line(run: RunFolder) -> None:
+def test_rewind_sets_aside_what_later_steps_wrote_and_drops_a_half_line(run: RunFolder) -> None:
     run.rollouts.mkdir(parents=True)
+    run.evaluations.mkdir()
     for step in (1, 2, 3):
-        (run.rollouts / f"step_{step:06d}.parquet").touch()
-    lines = [json.dumps({"step": step, "reward/mean": step / 7}) for step in (1, 2, 3)]
-    run.metrics.write_text("\n".join(lines) + '\n{"step": 4, "rew')
-    run.rewind(2)
-    assert run.metrics.read_text() == "\n".join(lines[:2]) + "\n"
-    kept = sorted(path.name for path in run.rollouts.iterdir())
-    assert kept == ["step_000001.parquet", "step_000002.parquet"]
+        (run.rollouts / f"step_{step:06d}.parquet").write_text(f"answers of {step}")
+        (run.evaluations / f"step_{step:06d}.json").write_text(f"scores of {step}")
+        (run.evaluations / f"step_{step:06d}").mkdir()
+    lines = [json.dumps({"step": step, "reward/mean": step / 7}) + "\n" for step in (1, 2, 3)]
+    run.metrics.write_text("".join(lines) + '{"step": 4, "rew')
+    aside = run.rewind(2)
+    assert aside is not None and aside.parent == run.path / "set_aside"
+    assert run.metrics.read_text() == "".join(lines[:2])
+    assert (aside / "metrics.jsonl").read_text() == lines[2]
+    assert (aside / "rollouts" / "step_000003.parquet").read_text() == "answers of 3"
+    assert (aside / "eval" / "step_000003.json").read_text() == "scores of 3"
+    assert sorted(path.name for path in run.rollouts.iterdir()) == [
+        "step_000001.parquet",
+        "step_000002.parquet",
+    ]
+    assert sorted(path.name for path in run.evaluations.iterdir()) == [
+        *("step_000001", "step_000001.json", "step_000002", "step_000002.json")
+    ]
+
+
+def test_rewinding_twice_within_a_second_keeps_both(run: RunFolder) -> None:
+    run.path.mkdir()
+    asides = []
+    for word in ("first", "second"):
+        run.metrics.write_text(json.dumps({"step": 1, "word": word}) + "\n")
+        asides.append(run.rewind(0))
+    said = [json.loads((aside / "metrics.jsonl").read_text())["word"] for aside in asides]
+    assert said == ["first", "second"]
+
+
+def test_rewind_loses_a_half_line_even_where_nothing_is_later(run: RunFolder) -> None:
+    run.path.mkdir()
+    run.metrics.write_text('{"step": 1}\n{"step": 2, "rew')
+    assert run.rewind(1) is None
+    assert run.metrics.read_text() == '{"step": 1}\n'
+
+
+def test_a_checkpoint_that_a_run_goes_back_behind_is_not_written_over(run: RunFolder) -> None:
+    write(run, 10)
+    write(run, 20, content="the abandoned ones")
+    aside = run.rewind(10)
+    assert aside is not None
+    write(run, 20, content="the new ones")
+    kept = aside / "checkpoints" / "step_000020" / "hf" / "model.bin"
+    assert kept.read_text() == "the abandoned ones"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "gradient_checkpointing", False),
+        ("model", "checkpoint_every", 4),
+        ("learner", "shared_prefix", True),
+        ("learner", "micro_batch_tokens", 1024),
+    ],
+)
+def test_what_cures_a_lack_of_memory_is_no_other_recipe(
+    run: RunFolder, section: str, key: str, value: object
+) -> None:
+    recipe = Recipe.model_validate(
+        {"name": "r", "model": {"path": "m"}, "data": {"name": "d", "path": "x"}}
+    ).model_dump(mode="json")
+    run.begin(recipe, {})
+    assert recipe[section][key] != value
+    assert run.recipe_conflicts(recipe | {section: recipe[section] | {key: value}}) == []
 
 
 def test_rewind_makes_its_own_step_the_latest_one(run: RunFolder) -> None:
