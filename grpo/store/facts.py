@@ -19,15 +19,20 @@ def facts() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return versions | {
-        "git_revision": git.stdout.strip() or "unknown",
+        "git_revision": _revision(Path(__file__).resolve().parents[2]),
         "hardware": ", ".join(gpus) or f"CPU ({platform.machine()})",
     }
+
+
+def _revision(checkout: Path) -> str:
+    """Of this project's own repository; "unknown" where it was installed without one, though the
+    environment may lie inside somebody else's."""
+    ask = ["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no repository
+        return "unknown"
+    root, revision = told
+    return revision if Path(root).resolve() == checkout else "unknown"
