@@ -1,17 +1,26 @@
 """Modules of the user that register parts of their own."""
 
 import importlib
+import importlib.util
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from grpo.errors import UserError
 
 
-def import_plugins(names: list[str]) -> None:
-    """Imports modules that register parts, from the working directory or the environment."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def import_plugins(names: Sequence[str]) -> None:
+    """Imports modules that register parts, from the environment or the working directory. Raises
+    UserError for a module that is in neither, and for one that an installed module hides.
+
+    The working directory is searched last, so that a file in it never takes the place of a module
+    that a library imports.
+    """
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     for name in names:
+        _refuse_hidden(name.partition(".")[0])
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -19,3 +28,18 @@ def import_plugins(names: list[str]) -> None:
                 f"plugins: cannot import {name!r} ({error}): it must be installed, or a module in "
                 f"the working directory {os.getcwd()}"
             ) from error
+
+
+def _refuse_hidden(top: str) -> None:
+    """A module here whose name is taken elsewhere would be passed over in silence."""
+    here = Path.cwd()
+    local = next((path for path in (here / f"{top}.py", here / top) if path.exists()), None)
+    spec = importlib.util.find_spec(top)
+    if local is None or spec is None:
+        return
+    found = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    if not any(Path(path).resolve().is_relative_to(here.resolve()) for path in found):
+        raise UserError(
+            f"plugins: {top!r} is {local}, but {found[0] if found else 'a module of Python'} has "
+            "the same name and comes first: give yours another name"
+        )
