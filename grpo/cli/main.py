@@ -10,6 +10,7 @@ import typer
 from grpo.cli.data import data_app
 from grpo.cli.exit_codes import exit_codes
 from grpo.cli.plan import plan
+from grpo.cli.said import show_log
 from grpo.cli.verify import verify
 from grpo.errors import UserError
 
@@ -156,6 +157,7 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
 
 def main() -> None:
     _quieten()
+    show_log()
     try:
         sys.exit(app())
     except KeyboardInterrupt:  # before a command had begun to listen

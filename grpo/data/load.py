@@ -96,17 +96,17 @@ def no_rows(loaded: Loaded, source: Source, config: DataConfig) -> str:
 def _tell(counts: Counts, config: DataConfig) -> None:
     """Rows that are at fault are worth a warning; duplicates and scripts were asked for."""
     for number, what in (
-        (counts.unreadable, "rows that cannot be read"),
-        (counts.empty_answer, "rows without an answer"),
+        (counts.unreadable, "cannot be read"),
+        (counts.empty_answer, "have no answer"),
     ):
         if number:
-            log.warning("%s: %d %s left out", config.name, number, what)
+            log.warning("%s: rows left out that %s: %d", config.name, what, number)
     for number, what in (
-        (counts.other_script, "rows in the other script"),
-        (counts.duplicates_left_out, "duplicates"),
+        (counts.other_script, "are in the other script"),
+        (counts.duplicates_left_out, "repeat another"),
     ):
         if number:
-            log.info("%s: %d %s left out", config.name, number, what)
+            log.info("%s: rows left out that %s: %d", config.name, what, number)
 
 
 def local_rows(data: DataConfig) -> list[Row] | None:

@@ -45,7 +45,9 @@ def eval_prompts(
             continue
         prompts.append(Prompt(position, row, token_ids))
     if len(prompts) < len(rows):
-        log.warning("%s: %d too long rows skipped", config.name, len(rows) - len(prompts))
+        log.warning(
+            "%s: rows left out that are too long: %d", config.name, len(rows) - len(prompts)
+        )
     return prompts
 
 

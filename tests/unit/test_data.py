@@ -173,7 +173,7 @@ def test_an_evaluation_says_how_many_long_rows_it_left_out(caplog: pytest.LogCap
     rows = [Row("short", "1", "1"), Row("long", "1+1+1", "3")]
     config = NUMBERS.model_copy(update={"long_prompts": "skip"})
     assert [p.row.id for p in eval_prompts(rows, config, TOKENIZER, 2)] == ["short"]
-    assert "1 too long rows skipped" in caplog.text
+    assert "left out that are too long: 1" in caplog.text
 
 
 def test_a_system_message_needs_a_chat():

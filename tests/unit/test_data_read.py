@@ -48,7 +48,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path, caplog: pytest.
     path = written(tmp_path, "{oops", "7", '{"problem": "p", "answer": ["1", "2"]}', GOOD, "", GOOD)
     config = config_of(path, filters={"bad_rows": "skip"})
     assert load_rows(config) == [Row("4", "1+1", "2")]
-    assert "3 rows that cannot be read left out" in caplog.text
+    assert "left out that cannot be read: 3" in caplog.text
     counts = sift(open_source(config), config).counts
     assert (counts.read, counts.unreadable, counts.exact, counts.kept) == (5, 3, 1, 1)
 
