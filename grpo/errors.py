@@ -1,4 +1,4 @@
-"""The ways a run may end early, told apart by who can mend it."""
+"""The ways a run may end early, by who can mend them."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""A run's numbers on wandb, or nowhere."""
+"""A run's metrics on wandb, where the recipe wants them there."""
 
 import netrc
 import os
@@ -24,7 +24,7 @@ class NullBoard:
 
 
 class WandbBoard:
-    """One wandb run, its files under `folder`/wandb. A resume goes on with the same run."""
+    """One wandb run, its files under `folder`/wandb. A resumed run continues the same one."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ def _board_id(path: Path) -> str:
 
 
 def _has_wandb_key() -> bool:
-    """Whether WANDB_API_KEY or a netrc entry holds a key, the two places `wandb login` leaves one.
+    """Whether WANDB_API_KEY or a netrc entry holds a key, where `wandb login` leaves one.
 
-    wandb's own question changes from version to version and prints a warning in the newest.
+    wandb's own function for this changes from version to version, and the newest warns.
     """
     if os.environ.get("WANDB_API_KEY"):
         return True

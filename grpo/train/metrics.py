@@ -1,4 +1,4 @@
-"""What a step leaves behind to be read, as numbers: rewards, lengths, verdicts, staleness."""
+"""A step in numbers: rewards, lengths, verdicts, staleness."""
 
 import math
 from collections import Counter
@@ -9,8 +9,8 @@ import numpy as np
 from grpo.algo.shaping import is_flat
 from grpo.types import ScoredGroup
 
-# Nats a token between the weights that sampled and those that learn: with more the demo unlearns
-# (docs/speed.md), with a fifth of it, it learns as on-policy.
+# Nats per token between the policy that sampled and the one that learns. Beyond this the demo gets
+# worse as it trains; at a fifth of it, training behaves as on-policy (docs/speed.md).
 FAR_POLICY = 0.03
 ON_THE_MEAN = 1e-9  # a reward this close to its group's mean is neither above nor below
 
@@ -78,9 +78,9 @@ def drift_warning(step: int, metrics: Mapping[str, float]) -> str | None:
     if not metrics.get("staleness/max") or metrics.get("mismatch/kl", 0.0) <= FAR_POLICY:
         return None
     return (
-        f"step {step}: the weights that sampled are {metrics['mismatch/kl']:.2g} nats a token from "
-        f"those that learn (mismatch/kl); above {FAR_POLICY} stale answers can mislead more than "
-        "they teach. Lower learner.lr, or set schedule.max_staleness=0"
+        f"step {step}: the policy that sampled is {metrics['mismatch/kl']:.2g} nats per token away "
+        f"from the one that learns (mismatch/kl); above {FAR_POLICY} stale answers can do more "
+        "harm than good. Lower learner.lr, or set schedule.max_staleness=0"
     )
 
 
@@ -89,7 +89,7 @@ def _positive_minus_negative(groups: Sequence[ScoredGroup]) -> float:
     below: list[int] = []
     for group in groups:
         if is_flat(group.accuracies):
-            continue  # its rewards sit beside their mean by rounding alone
+            continue  # its rewards differ from their mean by rounding alone
         mean = math.fsum(group.accuracies) / len(group.accuracies)
         for response, reward in zip(group.group.responses, group.accuracies, strict=True):
             if abs(reward - mean) > ON_THE_MEAN:

@@ -1,4 +1,4 @@
-"""Where a run goes on: its folder is prepared for what follows the checkpoint."""
+"""Which checkpoint a run resumes from; its folder is made ready for the steps after it."""
 
 from pathlib import Path
 from typing import Any

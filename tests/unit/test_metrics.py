@@ -88,7 +88,7 @@ def test_staleness_counts_updates_between_sampling_and_learning_token_by_token()
 def test_stale_answers_of_a_far_policy_are_warned_of_and_nothing_else_is() -> None:
     far = {"staleness/max": 1.0, "mismatch/kl": 0.13}
     warning = drift_warning(4, far)
-    assert warning and warning.startswith("step 4: the weights that sampled are 0.13 nats a token")
+    assert warning and warning.startswith("step 4: the policy that sampled is 0.13 nats per token")
     assert "learner.lr" in warning and "schedule.max_staleness=0" in warning
     assert drift_warning(4, far | {"mismatch/kl": 0.03}) is None
     assert drift_warning(4, far | {"staleness/max": 0.0}) is None, "that is no staleness"
