@@ -1,6 +1,6 @@
 """A gloo group of its own between ranks of the learner and every vLLM worker.
 
-It stands beside the default process groups of both sides and touches neither.
+Independent of the default process groups of both sides.
 """
 
 from datetime import timedelta
@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C import _distributed_c10d as c10d
 
 from grpo.errors import RunError
 
@@ -30,10 +29,12 @@ class GlooChannel:
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
         timeout = timedelta(seconds=timeout_s)
-        self._store = c10d.TCPStore(address, port, world_size, is_master=rank == 0, timeout=timeout)
-        self._group: Any = c10d.ProcessGroupGloo(
-            c10d.PrefixStore("grpo", self._store), rank, world_size, timeout
+        # Both stores are documented in torch.distributed, though not listed in its __all__.
+        self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            address, port, world_size, is_master=rank == 0, timeout=timeout
         )
+        prefixed = dist.PrefixStore("grpo", self._store)  # pyright: ignore[reportPrivateImportUsage]
+        self._group: Any = dist.ProcessGroupGloo(prefixed, rank, world_size, timeout)
         self._rank = rank
         self._round = 0
 
@@ -42,7 +43,7 @@ class GlooChannel:
 
         Until then nobody may write to `tensor`, or let go of it.
         """
-        options: Any = c10d.BroadcastOptions()
+        options: Any = dist.BroadcastOptions()
         options.rootRank = 0
         options.rootTensor = 0
         return self._group.broadcast([tensor], options)
@@ -53,7 +54,7 @@ class GlooChannel:
         if failure is not None:
             self._store.set(f"failure-{self._round}-{self._rank}", failure)
         flag = torch.tensor([0 if failure is None else self._rank + 1])
-        options: Any = c10d.AllreduceOptions()
+        options: Any = dist.AllreduceOptions()
         options.reduceOp = dist.ReduceOp.MAX
         self._group.allreduce([flag], options).wait()
         if flag.item():

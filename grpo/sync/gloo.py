@@ -9,7 +9,7 @@ import torch
 
 from grpo.sync.buckets import largest_bytes, plan_buckets, total_bytes, wire_metas
 from grpo.sync.channel import GlooChannel, in_words
-from grpo.sync.shared_memory import Turns
+from grpo.sync.shared_memory import DoubleBuffer
 from grpo.sync.transport import Meeting, WeightSource
 
 
@@ -29,7 +29,7 @@ class GlooSender:
             self._channel = GlooChannel(
                 meeting.address, meeting.port, 0, meeting.world_size, meeting.timeout_s
             )
-            self._turns = Turns.private(self._slot_bytes)
+            self._slots = DoubleBuffer.private(self._slot_bytes)
         else:
             self._scratch = torch.empty(self._slot_bytes, dtype=torch.uint8)
 
@@ -50,7 +50,7 @@ class GlooSender:
         travelling: list[Any] = []
         failure = self._fill(0)
         for k, bucket in enumerate(self._buckets):
-            travelling.append(channel.start_broadcast(self._turns.buffer(k, total_bytes(bucket))))
+            travelling.append(channel.start_broadcast(self._slots.buffer(k, total_bytes(bucket))))
             if k > 0:
                 travelling[k - 1].wait()  # its slot is free for bucket k + 1
             ahead = self._fill(k + 1)
@@ -66,7 +66,7 @@ class GlooSender:
             return None
         bucket = self._buckets[k]
         try:
-            self._source.fill(bucket, self._turns.buffer(k, total_bytes(bucket)))
+            self._source.fill(bucket, self._slots.buffer(k, total_bytes(bucket)))
         except Exception as error:  # agree() raises it, here and in the engines
             return in_words(error)
         return None

@@ -27,7 +27,7 @@ class StagedChunk:
 
 
 def plan_staging(metas: Sequence[WeightMeta], bucket_bytes: int) -> tuple[int, list[StagedChunk]]:
-    """The staging buffer's bytes, and the chunks that use its halves in turns.
+    """The staging buffer's bytes, and the chunks that take turns in its two halves.
 
     A parameter larger than half of it takes all of it, while nothing else is on its way.
     """

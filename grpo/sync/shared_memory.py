@@ -1,4 +1,4 @@
-"""Two stretches of memory that take turns as the buffer of a bucket, private or shared."""
+"""Double buffers for buckets of weights, private or shared between processes."""
 
 import gc
 import mmap
@@ -12,11 +12,11 @@ import torch
 from grpo.sync.channel import GlooChannel, TransferError, in_words
 
 _TOKEN_BYTES = 16
-# Both stretches begin on a page of their own, behind the page with the token.
+# Each slot begins on a page of its own, behind the page with the token.
 _PAGE = mmap.PAGESIZE
 
 
-class Turns:
+class DoubleBuffer:
     """Memory for two buckets of up to `slot_bytes`; bucket k lies in slot k modulo 2.
 
     It stays mapped, and its pages stay touched, for as long as the object lives: the first touch
@@ -28,16 +28,16 @@ class Turns:
         self._slot_bytes = slot_bytes
 
     @classmethod
-    def private(cls, slot_bytes: int) -> "Turns":
+    def private(cls, slot_bytes: int) -> "DoubleBuffer":
         return cls(mmap.mmap(-1, _total_bytes(slot_bytes)), slot_bytes)
 
     def buffer(self, turn: int, num_bytes: int) -> torch.Tensor:
         """The first bytes of the slot whose turn it is (uint8)."""
         return torch.from_numpy(self._array(turn, num_bytes))
 
-    def lend(self, turn: int, num_bytes: int) -> "Loan":
+    def borrow(self, turn: int, num_bytes: int) -> "BorrowedView":
         """The same, to readers whose views must have gone before the slot's next turn."""
-        return Loan(self._array(turn, num_bytes))
+        return BorrowedView(self._array(turn, num_bytes))
 
     def _array(self, turn: int, num_bytes: int) -> np.ndarray:
         assert num_bytes <= self._slot_bytes, "the bucket is larger than what was planned for"
@@ -45,16 +45,16 @@ class Turns:
         return np.frombuffer(self._memory, dtype=np.uint8, count=num_bytes, offset=offset)
 
 
-class Loan:
-    """Bytes of a slot while somebody reads them."""
+class BorrowedView:
+    """The bytes of a slot for as long as somebody reads them."""
 
     def __init__(self, array: np.ndarray):
         self._alive = weakref.ref(array)
         self.flat: torch.Tensor | None = torch.from_numpy(array)
 
-    def end(self) -> None:
-        """Takes the bytes back. Raises TransferError where a view of them is still held: it would
-        change under its holder at the slot's next turn."""
+    def give_back(self) -> None:
+        """Ends the borrowing. Raises TransferError where a view of the bytes is still held: it
+        would change under its holder at the slot's next turn."""
         self.flat = None
         if self._alive() is not None:
             gc.collect()
@@ -65,7 +65,7 @@ class Loan:
             )
 
 
-def share(channel: GlooChannel, slot_bytes: int, owner: bool) -> Turns:
+def share(channel: GlooChannel, slot_bytes: int, owner: bool) -> DoubleBuffer:
     """Memory for two buckets that every rank of the channel maps; all call this together.
 
     The owner makes it as an anonymous file and shows the others where its own process holds it
@@ -90,7 +90,7 @@ def share(channel: GlooChannel, slot_bytes: int, owner: bool) -> Turns:
         if file >= 0:
             os.close(file)
     assert memory is not None, "a rank without it has raised in agree"
-    return Turns(memory, slot_bytes)
+    return DoubleBuffer(memory, slot_bytes)
 
 
 def _create(channel: GlooChannel, size: int) -> tuple[int, mmap.mmap]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from grpo.sync.buckets import largest_bytes, plan_buckets, total_bytes, wire_metas
 from grpo.sync.channel import GlooChannel, in_words
-from grpo.sync.shared_memory import Turns, share
+from grpo.sync.shared_memory import DoubleBuffer, share
 from grpo.sync.transport import Meeting, WeightSource
 
 
@@ -20,7 +20,7 @@ class ShmSender:
         self._meeting = meeting
         self._buckets = plan_buckets(source.metas, source.limit_bytes)
         self._channel: GlooChannel | None = None
-        self._turns: Turns | None = None
+        self._slots: DoubleBuffer | None = None
 
     def open(self) -> None:
         meeting = self._meeting
@@ -30,7 +30,7 @@ class ShmSender:
         slot_bytes = largest_bytes(self._buckets)
         if meeting.rank == 0:
             self._channel.publish("slot bytes", str(slot_bytes))
-        self._turns = share(self._channel, slot_bytes, owner=meeting.rank == 0)
+        self._slots = share(self._channel, slot_bytes, owner=meeting.rank == 0)
 
     def update_info(self) -> dict[str, Any]:
         return {
@@ -39,11 +39,11 @@ class ShmSender:
         }
 
     def send(self) -> None:
-        assert self._channel is not None and self._turns is not None, "open comes first"
+        assert self._channel is not None and self._slots is not None, "open comes first"
         for k, bucket in enumerate(self._buckets):
             failure: str | None = None
             try:
-                self._source.write_shard(bucket, self._turns.buffer(k, total_bytes(bucket)))
+                self._source.write_shard(bucket, self._slots.buffer(k, total_bytes(bucket)))
             except Exception as error:  # agree() raises it, here and in the engines
                 failure = in_words(error)
             self._channel.agree(failure)  # bucket k is written, bucket k - 1 is loaded
@@ -51,4 +51,4 @@ class ShmSender:
 
     def close(self) -> None:
         self._channel = None
-        self._turns = None
+        self._slots = None

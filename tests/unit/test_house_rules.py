@@ -47,6 +47,41 @@ def test_a_broad_except_says_its_plan_on_its_line():
                 assert not broad or raises or "#" in lines[node.lineno - 1], f"{path}:{node.lineno}"
 
 
+def private_torch_names(source: str) -> list[str]:
+    """Dotted names of torch, imported or written out, with a part such as _this."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        found += [
+            name
+            for name in names
+            if name.split(".")[0] == "torch"
+            and any(part.startswith("_") and not part.startswith("__") for part in name.split("."))
+        ]
+    return found
+
+
+def test_no_private_name_of_torch_is_used():
+    for path in [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]:
+        assert private_torch_names(path.read_text()) == [], path
+
+
+def test_a_private_name_of_torch_is_found_in_every_form():
+    assert private_torch_names("from torch._C import _distributed_c10d as c10d")
+    assert private_torch_names("import torch._dynamo")
+    assert private_torch_names("from torch.distributed import _functional_collectives")
+    assert private_torch_names("x = torch._assert_async(y)")
+    assert not private_torch_names(
+        "import torch; torch.__version__; self._torch.x; from torch import nn"
+    )
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_loads(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)

@@ -25,7 +25,7 @@ from grpo.sync.buckets import (
 from grpo.sync.channel import GlooChannel, TransferError
 from grpo.sync.gloo import GlooSender
 from grpo.sync.receive import GlooReceiver, Load, Receiver, ShmReceiver
-from grpo.sync.shared_memory import Turns, share
+from grpo.sync.shared_memory import DoubleBuffer, share
 from grpo.sync.shm import ShmSender
 from grpo.sync.transport import Meeting, Sender, WeightSource, learner_members
 
@@ -266,10 +266,10 @@ def test_a_learner_that_is_killed_fails_the_engine_and_leaves_nothing_behind():
 
 
 def test_two_slots_never_overlap_and_each_begins_on_a_page():
-    turns = Turns.private(5000)
-    first, second = turns.buffer(0, 5000), turns.buffer(1, 5000)
+    slots = DoubleBuffer.private(5000)
+    first, second = slots.buffer(0, 5000), slots.buffer(1, 5000)
     assert abs(first.data_ptr() - second.data_ptr()) >= 5000
-    assert turns.buffer(2, 5000).data_ptr() == first.data_ptr()
+    assert slots.buffer(2, 5000).data_ptr() == first.data_ptr()
     assert first.data_ptr() % 4096 == 0 == second.data_ptr() % 4096
 
 
