@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scaling.py [--json FILE]
 
-An optimizer step on made-up answers through LearnerGroup, ZeRO-3 over gloo, a Qwen3 of 256 wide
+An optimizer step on made-up answers through Learner, ZeRO-3 over gloo, a Qwen3 of 256 wide
 and 4 layers in float32. Group sizes double at one length, lengths double at one group size, all
 sizes in turns; the slope is the exponent x of seconds = c * size^x, fitted to each round. A slope
 of 1 is a cost in proportion; what is below it are the fixed parts, what is above it is attention,
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from grpo.batch.cut import cut
 from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
 from grpo.fleet.cluster import Cluster
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.learner.spec import LearnerSpec
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]
@@ -57,7 +57,7 @@ def spec(model: Path, threads: int) -> LearnerSpec:
     )
 
 
-def seconds(learner: LearnerGroup, size: Size) -> float:
+def seconds(learner: Learner, size: Size) -> float:
     """Of one optimizer step, its cut included."""
     siblings, length = size
     batch = made_up_batch(VOCABULARY, GROUPS, siblings, PROMPT, length - PROMPT)
@@ -83,8 +83,8 @@ def main() -> None:
         model = Path(scratch) / "model"
         save_model(model)
         with Cluster(Path(scratch) / "logs") as cluster:
-            one = LearnerGroup(cluster.learner_ranks(spec(model, 2), 1), 600)
-            two = LearnerGroup(cluster.learner_ranks(spec(model, 1), 2), 600)
+            one = Learner(cluster.learner_ranks(spec(model, 2), 1), 600)
+            two = Learner(cluster.learner_ranks(spec(model, 1), 2), 600)
             rounds = [measure(one, two, [*by_group, *by_length], both) for _ in range(ROUNDS + 1)]
     kept = rounds[1:]  # the first steps create Adam's moments and warm the allocators up
     groups = Spread.of([slope(GROUP_SIZES, [r[size] for size in by_group]) for r in kept])
@@ -123,9 +123,7 @@ def main() -> None:
     report("scaling", command(), results, rows, options.json)
 
 
-def measure(
-    one: LearnerGroup, two: LearnerGroup, sizes: list[Size], both: Size
-) -> dict[Any, float]:
+def measure(one: Learner, two: Learner, sizes: list[Size], both: Size) -> dict[Any, float]:
     """A round: every size on one rank, then one size on either."""
     times: dict[Any, float] = {size: seconds(one, size) for size in sizes}
     return times | {"one": seconds(one, both), "two": seconds(two, both)}

@@ -31,7 +31,7 @@ from common import QWEN3_06B, Row, Spread, command, parser, report
 from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
 from grpo.fleet.cluster import Cluster, Worker, _Host, free_port, gather
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.fleet.weights import WeightSync
 from grpo.learner.build import build_tokenizer
 from grpo.learner.spec import LearnerSpec
@@ -112,7 +112,7 @@ class Reader:
 class Bare:
     """The learner's sender against a reader, as `WeightSync` has it against engines."""
 
-    def __init__(self, cluster: Cluster, learner: LearnerGroup, reader: Worker, num_bytes: int):
+    def __init__(self, cluster: Cluster, learner: Learner, reader: Worker, num_bytes: int):
         self._cluster, self._learner, self._reader = cluster, learner, reader
         self._num_bytes = num_bytes
         self._info: dict[str, Any] = {}
@@ -143,7 +143,7 @@ class Bare:
 @dataclass(frozen=True)
 class Bench:
     cluster: Cluster
-    learner: LearnerGroup
+    learner: Learner
     rollouts: RolloutPool
     copier: Worker
     reader: Worker
@@ -195,7 +195,7 @@ def start(cluster: Cluster, model: Path, bucket_bytes: int) -> Bench:
     rollouts.start()
     (num_bytes,) = gather([rank.call("num_weight_bytes") for rank in ranks], TIMEOUT_S)
     return Bench(
-        cluster, LearnerGroup(ranks, TIMEOUT_S), rollouts,
+        cluster, Learner(ranks, TIMEOUT_S), rollouts,
         cluster._start("copier", _Host, partial(Copier, num_bytes, threads)),
         cluster._start("reader", _Host, Reader),
         num_bytes, bucket_bytes,

@@ -18,7 +18,7 @@ from grpo.errors import UserError
 from grpo.eval.result import (
     BenchmarkResult,
     answers_folder,
-    make_room,
+    check_writable,
     relative,
     result_of,
     save,
@@ -55,7 +55,7 @@ def evaluate_answers(
     if suite.plugins:
         import_plugins(suite.plugins)
     out = out or answers.with_name(f"{answers.stem}.{suite.name}.json")
-    make_room(out)
+    check_writable(out)
     for benchmark in suite.benchmarks:
         verifier, timeout_s = benchmark.verifier, benchmark.judge_timeout_s
         check_verifier(verifier.name, verifier.options, timeout_s, "judge_timeout_s")

@@ -178,7 +178,7 @@ def answers_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}.answers")
 
 
-def make_room(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Raises UserError where the result file could not be written, before any work is done."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

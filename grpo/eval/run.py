@@ -19,7 +19,7 @@ from grpo.eval.history import history, track
 from grpo.eval.result import (
     BenchmarkResult,
     answers_folder,
-    make_room,
+    check_writable,
     relative,
     result_of,
     save,
@@ -223,7 +223,7 @@ def evaluate_model(
     model = target_model(target)
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
-    make_room(out)
+    check_writable(out)
     with StopRequest(screen).listening() as stop, ExitStack() as opened:
         bench = Bench(
             rollouts=_engine_on_demand(model, dtype, out.parent / "logs", screen, opened),

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -19,10 +20,14 @@ from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo.errors import RunError, UserError
+from grpo.fleet.stragglers import Patience
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec, engine_environment, on_gpu
 
 _TAIL_LINES = 15
+# Calls at once of a worker whose methods are coroutines. Ray's default is 1,000: with that many
+# groups under way no call to pause or to abort them would begin.
+_ANY_NUMBER = 1_000_000
 # Of one GPU, where a learner rank and an engine share it.
 _COLOCATED_SHARES = {"rollout": 0.4, "learner": 0.6}
 
@@ -76,14 +81,15 @@ def free_port() -> int:
 class Worker:
     """A handle on one worker process."""
 
-    def __init__(self, name: str, actor: Any, log: Path):
+    def __init__(self, name: str, actor: Any, log: Path, usual: dict[str, float]):
         self.name = name
         self.log = log
+        self.usual = usual  # of all workers, see Patience
         self._actor = actor
 
     def call(self, method: str, *args: Any) -> "Call":
-        """Starts a call; its outcome is fetched with `gather` or `first_done`."""
-        return Call(self, method, self._actor.call.remote(method, *args))
+        """Starts a call. A worker whose methods are coroutines runs any number of them at once."""
+        return Call(self, method, self._actor.call.remote(method, *args).future())
 
     def kill(self) -> None:
         ray.kill(self._actor)
@@ -96,16 +102,20 @@ class Worker:
 class Call:
     """A call under way in a worker."""
 
-    def __init__(self, worker: Worker, method: str, ref: Any):
+    def __init__(self, worker: Worker, method: str, future: Future[Any]):
         self.worker = worker
         self.method = method
-        self.ref = ref
+        self.future = future
+
+    def when_done(self, tell: Callable[["Call"], None]) -> None:
+        """`tell` gets this call once it has ended, well or not; from any thread."""
+        self.future.add_done_callback(lambda _: tell(self))
 
     def result(self) -> Any:
         """The outcome of a finished call. Raises UserError as it was raised there, RunError with
         the worker's own words for anything else."""
         try:
-            return ray.get(self.ref)
+            return self.future.result()
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
@@ -120,27 +130,27 @@ class Call:
             ) from error
 
 
-def first_done(calls: Sequence[Call], timeout_s: float) -> tuple[list[Call], list[Call]]:
-    """Splits calls into (finished, still running) as soon as one has finished or time is up."""
-    by_ref = {call.ref: call for call in calls}
-    done, running = ray.wait(list(by_ref), num_returns=1, timeout=timeout_s)
-    return [by_ref[ref] for ref in done], [by_ref[ref] for ref in running]
-
-
-def gather(calls: Iterable[Call], timeout_s: float) -> list[Any]:
+def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
     """The results in order. The first failure of any call raises at once, without waiting for
-    the others; past the deadline, RunError names those that did not answer."""
+    the others. Who keeps the others waiting is named while they wait (`Patience`); past the
+    deadline a RunError names them, and the recipe's `key` that moves it."""
     calls = list(calls)
-    running = calls
+    patience = Patience(calls[0].method, calls[0].worker.usual) if calls else None
     deadline = time.monotonic() + timeout_s
-    while running:
+    running = {call.future: call for call in calls}
+    while running and patience is not None:
         left = deadline - time.monotonic()
         if left <= 0:
-            names = ", ".join(f"{call.worker.name} ({call.method})" for call in running)
-            raise RunError(f"no answer within {timeout_s:.0f} s from {names}")
-        done, running = first_done(running, left)
-        for call in done:
-            call.result()
+            names = ", ".join(f"{call.worker.name} ({call.method})" for call in running.values())
+            moved = f"; {key} moves this deadline" if key else ""
+            raise RunError(f"no answer within {timeout_s:.0f} s from {names}{moved}")
+        wait(running, timeout=min(left, patience.left_s), return_when=FIRST_EXCEPTION)
+        for future in [future for future in running if future.done()]:
+            running.pop(future).result()
+        if running:
+            patience.look([call.worker for call in running.values()], len(calls))
+    if patience is not None:
+        patience.end()
     return [call.result() for call in calls]
 
 
@@ -167,11 +177,14 @@ class Cluster:
         self._logs = logs.resolve()
         self._colocated = colocated
         self._workers: list[Worker] = []
+        self._usual: dict[str, float] = {}
         self._group: Any = None
 
     def __enter__(self) -> "Cluster":
         # Ray's default would let every other process of the machine go before the trainer.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # What Ray says of its own ways (that authentication is on, say) is not about the run.
+        logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),
             include_dashboard=False,
@@ -195,7 +208,7 @@ class Cluster:
     ) -> Worker:
         log = self._logs / f"{name}.log"
         actor = ray.remote(host).options(num_cpus=0, **options).remote(make, log)
-        worker = Worker(name, actor, log)
+        worker = Worker(name, actor, log, self._usual)
         self._workers.append(worker)
         return worker
 
@@ -229,6 +242,7 @@ class Cluster:
                 _AsyncHost,
                 partial(_make_rollout_worker, spec),
                 runtime_env={"env_vars": environment},
+                max_concurrency=_ANY_NUMBER,
                 **self._place("rollout", i, spec.tensor_parallel),
             )
             for i in range(count)

@@ -1,23 +1,33 @@
 """All rollout workers as one: groups go out, and come back as they finish."""
 
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from grpo.errors import RunError
-from grpo.fleet.cluster import Call, Worker, first_done, gather
+from grpo.fleet.cluster import Call, Worker, gather
+from grpo.fleet.stragglers import Patience
 from grpo.rollout.sampling import Sampling
 from grpo.types import Group, Prompt
 
 _START_TIMEOUT_S = 1800.0
 POLL_S = 0.5  # how soon a stop is noticed
+# Answers at once in one engine: several times what vLLM runs at a time, so that it never runs dry.
+_MOST_ANSWERS = 4096
 
 
 class RolloutPool:
-    """Routes whole groups, so that siblings share a prefix cache, to the least busy engine."""
+    """Routes whole groups, so that siblings share a prefix cache, to the least busy engine.
 
-    def __init__(self, workers: Sequence[Worker], timeout_s: float):
+    `timeout_key` is the recipe's key for `timeout_s`, which errors name.
+    """
+
+    def __init__(self, workers: Sequence[Worker], timeout_s: float, timeout_key: str = ""):
         self.workers = list(workers)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._timeout_key = timeout_s, timeout_key
 
     def start(self) -> None:
         """Brings the engines up, all at once."""
@@ -27,7 +37,8 @@ class RolloutPool:
         self, count: int, sampling: Sampling, seed_of: Callable[[Prompt], int]
     ) -> "RolloutStream":
         """`count` answers to every prompt that is submitted to it."""
-        return RolloutStream(self.workers, count, sampling, seed_of, self._timeout_s)
+        limit = (self._timeout_s, self._timeout_key)
+        return RolloutStream(self.workers, count, sampling, seed_of, *limit)
 
     def sample(
         self,
@@ -56,11 +67,16 @@ class RolloutPool:
 
     def everywhere(self, method: str, *args: Any) -> list[Any]:
         """Calls every engine and waits for all."""
-        return gather([w.call(method, *args) for w in self.workers], self._timeout_s)
+        calls = [w.call(method, *args) for w in self.workers]
+        return gather(calls, self._timeout_s, self._timeout_key)
 
 
 class RolloutStream:
-    """Prompts go in at any time, groups come out in the order in which they finish."""
+    """Prompts go in at any time, groups come out in the order in which they finish.
+
+    An engine gets no more than it can be busy with; the rest waits here, so that a call to pause or
+    abort it gets through at once however many groups are under way.
+    """
 
     def __init__(
         self,
@@ -69,27 +85,31 @@ class RolloutStream:
         sampling: Sampling,
         seed_of: Callable[[Prompt], int],
         timeout_s: float,
+        timeout_key: str,
     ):
         self._workers = workers
         self._count = count
         self._sampling = sampling
         self._seed_of = seed_of
-        self._timeout_s = timeout_s
+        self._timeout_s, self._timeout_key = timeout_s, timeout_key
+        self._waiting: deque[Prompt] = deque()
         self._busy = {worker.name: 0 for worker in workers}  # tokens on their way, at most
-        self._running: list[Call] = []
-        self._waited_s = 0.0
+        self._sent = {worker.name: 0 for worker in workers}  # groups
+        self._running: dict[int, Call] = {}
+        self._done: SimpleQueue[Call] = SimpleQueue()
+        self._patience = Patience("sample", workers[0].usual)
+        self._since = time.monotonic()  # the last group came, or the first one was asked for
 
     @property
     def running(self) -> int:
         """Groups that have not come out yet."""
-        return len(self._running)
+        return len(self._running) + len(self._waiting)
 
     def submit(self, prompts: Sequence[Prompt]) -> None:
-        for prompt in prompts:
-            worker = min(self._workers, key=lambda w: self._busy[w.name])
-            self._busy[worker.name] += self._most_tokens(prompt)
-            seed = self._seed_of(prompt)
-            self._running.append(worker.call("sample", prompt, self._count, self._sampling, seed))
+        if not self.running:
+            self._begin_to_wait()
+        self._waiting.extend(prompts)
+        self._send()
 
     def finished(self, wait_s: float) -> list[Group]:
         """The groups that are done; waits up to `wait_s` for a first one.
@@ -98,20 +118,65 @@ class RolloutStream:
         """
         if not self._running:
             return []
-        done, self._running = first_done(self._running, wait_s)
-        self._waited_s = 0.0 if done else self._waited_s + wait_s
-        if self._waited_s > self._timeout_s:
-            raise RunError(f"no group finished for {self._waited_s:.0f} s (rollout.timeout_s)")
-        groups: list[Group] = [call.result() for call in done]
-        for call, group in zip(done, groups, strict=True):
-            self._busy[call.worker.name] -= self._most_tokens(group.prompt)
+        done = self._next_done(wait_s)
+        if not done:
+            self._patience.look([call.worker for call in self._running.values()], self.running)
+            waited_s = time.monotonic() - self._since
+            if waited_s > self._timeout_s:
+                moved = f" ({self._timeout_key})" if self._timeout_key else ""
+                raise RunError(f"no group finished for {waited_s:.0f} s{moved}")
+            return []
+        self._patience.end()
+        self._begin_to_wait()
+        groups = [self._settle(call) for call in done]
+        self._send()
         return groups
 
     def abort(self) -> None:
         """Ends every running request; what they had sampled is lost."""
-        gather([w.call("abort") for w in self._workers], self._timeout_s)
-        gather(self._running, self._timeout_s)
-        self._running = []
+        self._waiting.clear()
+        gather([w.call("abort") for w in self._workers], self._timeout_s, self._timeout_key)
+        gather(self._running.values(), self._timeout_s, self._timeout_key)
+        while self._running:
+            for call in self._next_done(self._timeout_s):
+                self._settle(call)
+
+    def _begin_to_wait(self) -> None:
+        self._since = time.monotonic()
+        self._patience.begin()
+
+    def _next_done(self, wait_s: float) -> list[Call]:
+        """Every call that has ended, after up to `wait_s` for a first one."""
+        done: list[Call] = []
+        with suppress(Empty):
+            done.append(self._done.get(timeout=wait_s))
+            while True:
+                done.append(self._done.get_nowait())
+        return done
+
+    def _settle(self, call: Call) -> Group:
+        """Raises what the call did."""
+        del self._running[id(call)]
+        group: Group = call.result()
+        self._busy[call.worker.name] -= self._most_tokens(group.prompt)
+        self._sent[call.worker.name] -= 1
+        return group
+
+    def _send(self) -> None:
+        """Waiting prompts go to the engine that has least to do, as far as there is room."""
+        most = max(1, _MOST_ANSWERS // self._count)
+        while self._waiting:
+            free = [worker for worker in self._workers if self._sent[worker.name] < most]
+            if not free:
+                return
+            prompt = self._waiting.popleft()
+            worker = min(free, key=lambda w: self._busy[w.name])
+            self._busy[worker.name] += self._most_tokens(prompt)
+            self._sent[worker.name] += 1
+            seed = self._seed_of(prompt)
+            call = worker.call("sample", prompt, self._count, self._sampling, seed)
+            self._running[id(call)] = call
+            call.when_done(self._done.put)
 
     def _most_tokens(self, prompt: Prompt) -> int:
         return len(prompt.token_ids) + self._sampling.max_tokens

@@ -21,7 +21,7 @@ _MEANS = {
 }
 
 
-class LearnerGroup:
+class Learner:
     """Calls every rank in step; ZeRO-3 is collective, so no rank is ever called alone."""
 
     def __init__(self, workers: Sequence[Worker], timeout_s: float):
@@ -64,8 +64,8 @@ class LearnerGroup:
         self.everywhere("restore", folder / "zero")
 
     def everywhere(self, method: str, *args: Any) -> list[Any]:
-        return gather([w.call(method, *args) for w in self.workers], self._timeout_s)
+        return self._each(method, [args] * len(self.workers))
 
     def _each(self, method: str, args: Sequence[tuple[Any, ...]]) -> list[Any]:
         calls = [w.call(method, *a) for w, a in zip(self.workers, args, strict=True)]
-        return gather(calls, self._timeout_s)
+        return gather(calls, self._timeout_s, "learner.timeout_s")

@@ -5,7 +5,7 @@ from typing import Any
 from grpo.config.recipe import Recipe
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.fleet.placement import Placement
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
@@ -49,7 +49,7 @@ def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpe
 
 def start_workers(
     cluster: Cluster, recipe: Recipe, model: str, placement: Placement
-) -> tuple[RolloutPool, LearnerGroup]:
+) -> tuple[RolloutPool, Learner]:
     """Brings engines and learner ranks up side by side."""
     rollout = recipe.rollout
     engines = cluster.rollout_workers(
@@ -58,8 +58,8 @@ def start_workers(
     ranks = cluster.learner_ranks(learner_spec(recipe, model, placement), recipe.learner.ranks)
     starting: list[Any] = [worker.call("start") for worker in engines]
     starting += [worker.call("num_weight_bytes") for worker in ranks]
-    gather(starting, rollout.timeout_s)
+    gather(starting, rollout.timeout_s, "rollout.timeout_s")
     return (
-        RolloutPool(engines, rollout.timeout_s),
-        LearnerGroup(ranks, recipe.learner.timeout_s),
+        RolloutPool(engines, rollout.timeout_s, "rollout.timeout_s"),
+        Learner(ranks, recipe.learner.timeout_s),
     )

@@ -1,5 +1,6 @@
 """A whole weight update as the driver sees it: both sides in step, one deadline, then a check."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
 from grpo.fleet.cluster import Cluster, free_port, gather
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.sync.transport import Meeting, learner_members
 
 # How far two correct implementations of one forward pass may lie apart, in nats.
@@ -33,7 +34,7 @@ class WeightSync:
 
     def __init__(
         self,
-        learner: LearnerGroup,
+        learner: Learner,
         rollouts: RolloutPool,
         config: SyncConfig,
         transport: str,
@@ -71,11 +72,11 @@ class WeightSync:
             worker.call("open_transport", replace(meeting, rank=rank), push)
             for rank, worker in enumerate(self._learner.workers)
         ]
-        gather(engines + ranks, self._config.timeout_s)
+        gather(engines + ranks, self._config.timeout_s, "sync.timeout_s")
         self._num_bytes = self._learner.everywhere("num_weight_bytes")[0]
         self._update_info = self._learner.everywhere("update_info")[0]
 
-    def make_room(self) -> None:
+    def release_gpus(self) -> None:
         """Before the learner works: on shared GPUs the engines give up their memory for it."""
         if self._colocated:
             self._rollouts.everywhere("sleep")
@@ -99,7 +100,7 @@ class WeightSync:
             calls = [worker.call("send") for worker in self._learner.workers]
             if self._transport != "ipc":  # there the learner hands each chunk over itself
                 calls += [w.call("receive", self._update_info) for w in self._rollouts.workers]
-            gather(calls, self._config.timeout_s)
+            gather(calls, self._config.timeout_s, "sync.timeout_s")
         with _timed(parts, "finish"):
             self._rollouts.everywhere("finish_update", version)
         with _timed(parts, "resume"):
@@ -117,16 +118,31 @@ class WeightSync:
     def check_canary(self, dtype: str) -> float:
         """Largest logprob difference between the learner and any engine on the fixed sequence.
 
-        Raises RunError above the tolerance: the engines do not hold the learner's weights.
+        Raises RunError above the tolerance, as the engines do not hold the learner's weights, and
+        where either side scores nan or an infinity, which no comparison would notice.
         """
         tolerance = self._config.canary.tolerance or CANARY_TOLERANCE[dtype]
         expected = self._learner.score(self._canary)
-        worst = max(
-            abs(a - b)
-            for engine in self._rollouts.score(self._canary)
-            for a, b in zip(expected, engine, strict=True)
-        )
-        if not worst <= tolerance:  # NaN fails too
+        if (fault := _not_finite(expected)) is not None:
+            raise RunError(
+                f"after weight update {self._num_updates} the learner itself scores {fault}: "
+                "training has diverged. Resume from an earlier checkpoint (--resume DIR) with a "
+                "lower learner.lr or learner.grad_clip"
+            )
+        worst = 0.0
+        for worker, engine in zip(
+            self._rollouts.workers, self._rollouts.score(self._canary), strict=True
+        ):
+            if (fault := _not_finite(engine)) is not None:
+                raise RunError(
+                    f"after weight update {self._num_updates} {worker.name} scores {fault}, and "
+                    f"the learner does not: the weights did not arrive whole, or overflow in "
+                    "the engine. Resume from the last checkpoint; if it happens again, try another "
+                    "sync.transport or model.dtype"
+                )
+            apart = (abs(a - b) for a, b in zip(expected, engine, strict=True))
+            worst = max(worst, *apart)
+        if worst > tolerance:
             raise RunError(
                 f"after weight update {self._num_updates} the engines and the learner score the "
                 f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): the update "
@@ -134,6 +150,14 @@ class WeightSync:
                 "another sync.transport, or raise sync.canary.tolerance for a low-precision engine"
             )
         return worst
+
+
+def _not_finite(logprobs: list[float]) -> str | None:
+    """The first value that is no number to compare, and where it stands; None where all are."""
+    for position, value in enumerate(logprobs, start=1):
+        if not math.isfinite(value):
+            return f"{value} at token {position} of its check sequence"
+    return None
 
 
 @contextmanager

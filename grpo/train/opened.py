@@ -11,7 +11,7 @@ from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.fleet.placement import place
 from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
@@ -36,7 +36,7 @@ class Opened:
     stream: PromptStream
     verifier: VerifierPool
     rollouts: RolloutPool
-    learner: LearnerGroup
+    learner: Learner
     sync: WeightSync
     collector: Collector
     policy_update: PolicyUpdate

@@ -92,7 +92,7 @@ class Trainer:
         parts, began = self.parts, time.monotonic()
         collected = parts.collector.collect(step, self.screen, self.stop)
         sampled_at = time.monotonic()
-        parts.sync.make_room()
+        parts.sync.release_gpus()
         learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
         if not learned.optimizer_steps:
             self.screen.warn(f"step {step}: every group was flat, no update")

@@ -19,7 +19,7 @@ from grpo.batch.build import (
 from grpo.batch.cut import cut, imbalance
 from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.train.groups import Collected
 from grpo.types import Batch, ScoredGroup
 
@@ -37,7 +37,7 @@ class Learned:
 class PolicyUpdate:
     """Turns scored groups into optimizer steps; knows the estimators, not the model."""
 
-    def __init__(self, recipe: Recipe, learner: LearnerGroup):
+    def __init__(self, recipe: Recipe, learner: Learner):
         self._recipe = recipe
         self._learner = learner
         self._advantage = ADVANTAGES.bind(recipe.advantage.name, recipe.advantage.options)

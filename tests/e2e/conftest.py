@@ -10,7 +10,7 @@ import pytest
 from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.fleet.weights import WeightSync
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.spec import LearnerSpec
@@ -66,8 +66,8 @@ def learner_spec(
     )
 
 
-def start_learner(cluster: Cluster, spec: LearnerSpec, ranks: int) -> LearnerGroup:
-    return LearnerGroup(cluster.learner_ranks(spec, ranks), timeout_s=300)
+def start_learner(cluster: Cluster, spec: LearnerSpec, ranks: int) -> Learner:
+    return Learner(cluster.learner_ranks(spec, ranks), timeout_s=300)
 
 
 def start_engine(cluster: Cluster, model: Path) -> RolloutPool:
@@ -81,7 +81,7 @@ def start_engine(cluster: Cluster, model: Path) -> RolloutPool:
 class Pair:
     """A learner and an engine that have met."""
 
-    learner: LearnerGroup
+    learner: Learner
     rollouts: RolloutPool
     sync: WeightSync
 

@@ -13,7 +13,7 @@ from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.batch.build import make_batch, with_advantages
 from grpo.batch.cut import cut
 from grpo.fleet.cluster import Cluster
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.learner.spec import LearnerSpec
 from grpo.types import Batch, Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
 from tests.e2e.conftest import start_learner
@@ -65,9 +65,9 @@ def batch(
 @contextmanager
 def one_and_two_ranks(
     cluster: Cluster, spec: LearnerSpec, folders: pytest.TempPathFactory
-) -> Iterator[dict[int, tuple[LearnerGroup, Path]]]:
+) -> Iterator[dict[int, tuple[Learner, Path]]]:
     """A learner of one rank and one of two, each with a checkpoint of its first state."""
-    started: dict[int, tuple[LearnerGroup, Path]] = {}
+    started: dict[int, tuple[Learner, Path]] = {}
     for ranks in (1, 2):
         group, first = start_learner(cluster, spec, ranks), folders.mktemp("first")
         group.save(first)
@@ -83,7 +83,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def after_two_steps(
-    group: LearnerGroup, first: Path, data: Batch, budget: int, folder: Path
+    group: Learner, first: Path, data: Batch, budget: int, folder: Path
 ) -> tuple[dict[str, torch.Tensor], int]:
     """Weights, and micro-batches per rank. The second step's ratios are not 1: clips act."""
     group.restore(first)
@@ -97,7 +97,7 @@ def after_two_steps(
 
 
 def worst_cut(
-    learners: dict[int, tuple[LearnerGroup, Path]], data: Batch, folder: Path
+    learners: dict[int, tuple[Learner, Path]], data: Batch, folder: Path
 ) -> tuple[float, str]:
     """The largest relative difference of any parameter between one rank with one micro-batch and
     every other cut, and which one it was."""

@@ -12,7 +12,7 @@ from transformers import Qwen3Config
 from grpo.batch.cut import cut
 from grpo.config.recipe import Choice, LearnerConfig
 from grpo.fleet.cluster import Cluster
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting
 from grpo.learner.spec import LearnerSpec
@@ -33,7 +33,7 @@ LEARNERS = [("ppo_clip", "adamw"), ("gspo", "sgd"), ("cispo", "sgd")]
 @pytest.fixture(scope="module", params=LEARNERS, ids="-".join)
 def learners(
     request: pytest.FixtureRequest, cluster: Cluster, models: dict[str, Path], tmp_path_factory
-) -> Iterator[dict[int, tuple[LearnerGroup, Path]]]:
+) -> Iterator[dict[int, tuple[Learner, Path]]]:
     made = spec(models["tied"], *request.param)
     with one_and_two_ranks(cluster, made, tmp_path_factory) as started:
         yield started

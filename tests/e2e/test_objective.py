@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from grpo.batch.cut import cut
 from grpo.config.recipe import Choice, RegularizationConfig
 from grpo.fleet.cluster import Cluster
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import after_two_steps, batch, one_and_two_ranks, weights, worst_cut
@@ -26,7 +26,7 @@ TERMS = RegularizationConfig(
 @pytest.fixture(scope="module")
 def learners(
     cluster: Cluster, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[int, tuple[LearnerGroup, Path]]]:
+) -> Iterator[dict[int, tuple[Learner, Path]]]:
     spec = replace(
         learner_spec(models["tied"], TERMS, optimizer="sgd", lr=LR, grad_clip=0),
         correction=Choice.model_validate({"name": "truncated_token", "high": HIGH}),

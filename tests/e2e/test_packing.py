@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from grpo.batch.cut import cut
 from grpo.fleet.cluster import Cluster
-from grpo.fleet.learner import LearnerGroup
+from grpo.fleet.learner import Learner
 from grpo.types import Batch
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import batch, one_and_two_ranks, weights
@@ -25,7 +25,7 @@ KINDS = [("tied", 2), ("untied", None)]
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}")
 def learners(
     request: pytest.FixtureRequest, cluster: Cluster, models: dict[str, Path], tmp_path_factory
-) -> Iterator[tuple[Path, dict[int, tuple[LearnerGroup, Path]]]]:
+) -> Iterator[tuple[Path, dict[int, tuple[Learner, Path]]]]:
     name, every = request.param
     spec = replace(
         learner_spec(models[name], optimizer="sgd", lr=LR, grad_clip=0),
@@ -53,7 +53,7 @@ def plain_gradients(folder: Path, data: Batch) -> dict[str, Tensor]:
 
 
 def step_gradients(
-    learner: tuple[LearnerGroup, Path], data: Batch, shared_prefix: bool, folder: Path
+    learner: tuple[Learner, Path], data: Batch, shared_prefix: bool, folder: Path
 ) -> dict[str, Tensor]:
     group, first = learner
     group.restore(first)

@@ -1,0 +1,73 @@
+"""The check after a weight update: a nan is seen wherever it stands, and named for what it is."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from grpo.config.recipe import SyncConfig
+from grpo.errors import RunError
+from grpo.fleet.weights import WeightSync
+
+NAN, CANARY = math.nan, [5, 6, 7, 8]
+
+
+@dataclass
+class Side:
+    """A learner, or engines, that score as they are told."""
+
+    scores: Any
+    names: tuple[str, ...] = ()
+
+    @property
+    def workers(self) -> list["Side"]:
+        return [Side(None, (name,)) for name in self.names]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def score(self, token_ids: list[int]) -> Any:
+        assert token_ids == CANARY
+        return self.scores
+
+
+def check(learner: list[float], *engines: list[float]) -> float:
+    sides: list[Any] = [
+        Side(learner),
+        Side(list(engines), tuple(f"rollout-{i}" for i in range(len(engines)))),
+    ]
+    return WeightSync(*sides, SyncConfig(), "gloo", CANARY).check_canary("float32")
+
+
+GOOD = [-1.0, -2.0, -3.0]
+
+
+def test_the_largest_difference_of_any_engine_at_any_token():
+    apart = check(GOOD, GOOD, [-1.0, -2.0005, -3.00025])
+    assert apart == pytest.approx(0.0005, abs=1e-12)
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+@pytest.mark.parametrize("value", [NAN, -math.inf, math.inf])
+def test_a_learner_that_diverged_is_told_apart_even_where_the_engine_agrees(position, value):
+    bad = [value if i + 1 == position else score for i, score in enumerate(GOOD)]
+    with pytest.raises(RunError, match="the learner itself scores") as raised:
+        check(bad, bad)
+    said = str(raised.value)
+    assert f"{value} at token {position} of its check sequence: training has diverged" in said
+    assert "did not arrive" not in said
+
+
+@pytest.mark.parametrize("position", [1, 2, 3])
+def test_an_engine_with_nan_is_named_and_the_learner_is_not_blamed(position):
+    bad = [NAN if i + 1 == position else score for i, score in enumerate(GOOD)]
+    with pytest.raises(RunError, match=f"rollout-1 scores nan at token {position}") as raised:
+        check(GOOD, GOOD, bad)
+    assert "the weights did not arrive whole" in str(raised.value)
+
+
+def test_a_difference_above_the_tolerance_says_how_large_it_is():
+    with pytest.raises(RunError, match=r"up to 0\.5 nats apart \(tolerance 0\.001\)"):
+        check(GOOD, [-1.0, -2.5, -3.0])
