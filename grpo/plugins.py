@@ -23,10 +23,10 @@ def import_plugins(names: Sequence[str]) -> None:
         _refuse_hidden(name.partition(".")[0])
         try:
             importlib.import_module(name)
-        except ModuleNotFoundError as error:
+        except ImportError as error:
             raise UserError(
-                f"plugins: cannot import {name!r} ({error}): it must be installed, or a module in "
-                f"the working directory {os.getcwd()}"
+                f"plugins: {name!r} cannot be imported ({error}): expected the dotted name of a "
+                f"module that is installed, on PYTHONPATH or in the working directory {Path.cwd()}"
             ) from error
 
 

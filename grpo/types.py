@@ -8,8 +8,9 @@ S packed tokens (prompts and responses), T response tokens among them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,12 +22,14 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One problem with its reference answer; `solution` is worked out, or empty."""
+    """One problem with its reference answer; `solution` is worked out, or empty. `extra` is what
+    the source says of it in other columns, those that somebody asked for."""
 
     id: str
     problem: str
     answer: str
     solution: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -70,12 +70,13 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
         from grpo.preflight.check import check_recipe
 
         loaded = load_recipe(recipe, overrides or [])
-        import_plugins(loaded.plugins)
+        import_plugins(loaded.plugin_names())
         Screen().table(f"{recipe} is fine", ("what", "value"), check_recipe(loaded).facts)
 
 
 @app.command(name="eval")
 def evaluate(
+    *,
     target: Annotated[
         str | None,
         typer.Argument(help="a run folder, a checkpoint, a model folder or a Hugging Face name"),
@@ -88,7 +89,23 @@ def evaluate(
         Path | None, typer.Option(help="judge these answers (.jsonl, .parquet, a folder) instead")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="where the JSON result goes")] = None,
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float32")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "auto"],
+        typer.Option(help="numbers that vLLM computes with; auto: as the model was saved"),
+    ] = "float32",
+    engines: Annotated[
+        int | None,
+        typer.Option(min=1, help="vLLM engines [default: as many as fit the GPUs, on CPU 1]"),
+    ] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs of one engine, for a model larger than one")
+    ] = 1,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="for vLLM's engine, e.g. max_num_seqs=64; as often as needed", metavar="KEY=VALUE"
+        ),
+    ] = None,
 ) -> None:
     """Evaluate a run, a checkpoint or any model on a suite: avg@k, pass@k, best@k, maj@k with 95 %
     intervals, as a table and as JSON, all answers beside it. The same command goes on after an
@@ -113,9 +130,18 @@ def evaluate(
             return
         if target is None or ("=" in target and not Path(target).exists()):
             raise UserError("what to evaluate is missing: a run, a model, or --answers FILE")
-        from grpo.eval.run import evaluate_model
+        from grpo.eval.run import EngineOptions, evaluate_model
 
-        evaluate_model(target, load_suite(suite, changes), dtype, out, Screen())
+        given = dict(_engine_option(text) for text in engine or [])
+        options = EngineOptions(dtype, engines, tensor_parallel, given)
+        evaluate_model(target, load_suite(suite, changes), options, out, Screen())
+
+
+def _engine_option(text: str) -> tuple[str, Any]:
+    from grpo.config.load import parse_override
+
+    keys, value = parse_override(text)
+    return ".".join(keys), value
 
 
 @app.command()

@@ -1,13 +1,11 @@
 """`grpo verify`. Heavy modules are imported by the command."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
 
 from grpo.cli.exit_codes import exit_codes
@@ -57,8 +55,6 @@ def verify(
         from grpo.preflight.audit import audit, check_limit, save, show
 
         config, judge, plugins = settings(dataset, overrides or [], path, verifier)
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())  # where plugins may stand
         screen = Screen()
         result = audit(config, judge, plugins, screen)
         show(result, f"{config.name}, verifier {judge.name}", screen)
@@ -80,7 +76,7 @@ def settings(
 ) -> tuple[DataConfig, VerifierConfig, tuple[str, ...]]:
     """The declaration, the verifier and its plugins, with the command line's changes. Raises
     UserError."""
-    from grpo.config.load import load_data
+    from grpo.config.load import load_data, parse_override
     from grpo.registry import nearest
 
     file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
@@ -89,19 +85,18 @@ def settings(
         listed = f" Known: {', '.join(known)}" if known else f" There is no {FOLDER.resolve()}"
         raise UserError(f"no data set {dataset!r} ({file}){nearest(dataset, known)}{listed}")
     of_data = [text for text in overrides if not _is_for_the_verifier(text)]
-    judge: dict[str, Any] = {"name": verifier, "workers": os.cpu_count() or 1}
+    settings_of_it: dict[str, Any] = {"name": verifier, "workers": os.cpu_count() or 1}
     plugins: Any = []
     for text in filter(_is_for_the_verifier, overrides):
-        dotted, _, raw = text.partition("=")
-        value = _value(text, raw)
-        if dotted == "plugins":
+        keys, value = parse_override(text)
+        if keys == ["plugins"]:
             plugins = value
         else:
-            _set(judge, dotted.split(".")[1:], value, text)
+            _set(settings_of_it, keys[1:], value, text)
     if not isinstance(plugins, list) or not all(isinstance(name, str) for name in plugins):
         raise UserError(f"plugins: expected a list of modules such as [my_parts], got {plugins!r}")
     try:
-        checked = VerifierConfig.model_validate(judge)
+        checked = VerifierConfig.model_validate(settings_of_it)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("verifier", *first["loc"])))
@@ -118,16 +113,7 @@ def _is_for_the_verifier(text: str) -> bool:
     return text.startswith(("verifier.", "plugins="))
 
 
-def _value(text: str, raw: str) -> Any:
-    try:
-        return yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"{text!r}: the value is not valid YAML: {error}") from None
-
-
 def _set(tree: dict[str, Any], parts: list[str], value: Any, text: str) -> None:
-    if "=" not in text or not all(parts):
-        raise UserError(f"{text!r}: expected key=value, e.g. verifier.timeout_s=5")
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):

@@ -8,7 +8,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from grpo.config.recipe import BenchmarkConfig, Choice, DataConfig, Recipe, SuiteConfig
+from grpo.config.recipe import Choice, DataConfig, Recipe
+from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.errors import UserError
 from grpo.registry import nearest
 
@@ -26,7 +27,7 @@ _CHOICE_KEYS = ("task", "advantage", "aggregate", "surrogate", "correction", "ve
 _COMMAND_LINE = "command line"
 
 
-class _Whole(dict[str, Any]):
+class _Replacing(dict[str, Any]):
     """What a file says of a data set or a suite: it takes the place of another, and is not mixed
     with what that one said of its own columns and templates."""
 
@@ -68,6 +69,12 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> SuiteConfig:
 
 def load_data(path: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
     return _load(DataConfig, Path(path), overrides)
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """`a.b=value` as (["a", "b"], value), the value read as in a file. Raises UserError."""
+    dotted, node = _split_override(text)
+    return dotted.split("."), None if node is None else _plain(node, (), _COMMAND_LINE, {})
 
 
 def resolved(model: BaseModel) -> dict[str, Any]:
@@ -171,7 +178,7 @@ def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...
         return own
     if not isinstance(base_name, str):
         raise UserError(f"{path}: extends must name one file, got {base_name!r}")
-    return _Whole(_merge(_read(_find(base_name, path), at, marks, chain), own))
+    return _Replacing(_merge(_read(_find(base_name, path), at, marks, chain), own))
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    mixes = isinstance(old, dict) and isinstance(new, dict) and not isinstance(new, _Whole)
+    mixes = isinstance(old, dict) and isinstance(new, dict) and not isinstance(new, _Replacing)
     return _merge(old, new) if mixes else new
 
 
@@ -200,15 +207,19 @@ def _merged_choice(old: Any, new: Any) -> Any:
     return _merge(old, new)
 
 
-def _override(tree: dict[str, Any], text: str, marks: Marks) -> dict[str, Any]:
-    """The tree with one `a.b.c=value` applied."""
+def _split_override(text: str) -> tuple[str, yaml.Node | None]:
     dotted, equals, raw = text.partition("=")
     if not equals or not all(dotted.split(".")):
         raise UserError(f"{text!r}: expected key=value, e.g. learner.lr=1e-5")
     try:
-        node = yaml.compose(raw, Loader=_Loader)
+        return dotted, yaml.compose(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{text!r}: the value is not valid YAML: {error}") from None
+
+
+def _override(tree: dict[str, Any], text: str, marks: Marks) -> dict[str, Any]:
+    """The tree with one `a.b.c=value` applied."""
+    dotted, node = _split_override(text)
     path: list[str | int] = [int(p) if p.isdecimal() else p for p in dotted.split(".")]
     nested = None if node is None else _plain(node, tuple(path), _COMMAND_LINE, marks)
     for part in reversed(path[1:]):
@@ -226,7 +237,7 @@ def _merge_at(tree: Any, change: dict[Any, Any], dotted: str) -> Any:
             raise UserError(f"{dotted}: {index!r} is no position in a list of {len(tree)}")
         out = list(tree)
         nested = isinstance(value, dict) and isinstance(tree[index], dict | list)
-        nested = nested and not isinstance(value, _Whole)
+        nested = nested and not isinstance(value, _Replacing)
         out[index] = _merge_at(tree[index], value, dotted) if nested else value
         return out
     out = dict(tree)
@@ -235,7 +246,7 @@ def _merge_at(tree: Any, change: dict[Any, Any], dotted: str) -> Any:
         if key in _CHOICE_KEYS:
             out[key] = _merged_choice(old, value)
         elif isinstance(old, dict | list) and isinstance(value, dict) and value:
-            whole = isinstance(value, _Whole)
+            whole = isinstance(value, _Replacing)
             out[key] = value if whole else _merge_at(old, value, dotted)
         else:
             out[key] = value

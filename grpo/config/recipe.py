@@ -4,12 +4,12 @@ The pydantic models below are the reference; `grpo.config.load` turns a YAML fil
 and the `key=value` overrides of the command line into one of them.
 """
 
-from datetime import date
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from grpo.config.data import Choice, DataConfig, Section
+from grpo.config.suite import SuiteConfig
 
 
 class WarmStart(Section):
@@ -61,7 +61,7 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_not_recomputed_has_no_rhythm(self) -> "ModelConfig":
+    def _checkpoint_every_needs_gradient_checkpointing(self) -> "ModelConfig":
         if self.checkpoint_every > 1 and not self.gradient_checkpointing:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}, but gradient_checkpointing is "
@@ -97,12 +97,19 @@ class RolloutConfig(Section):
 
 
 class VerifierConfig(Section):
+    """Who judges, and in how many processes. A bare name such as `math` is read, too."""
+
     name: str = "math"
     options: dict[str, Any] = Field(default={})
     workers: int = Field(default=2, ge=1, description="processes")
     timeout_s: float = Field(
         default=10.0, gt=0, description="a worker past it is killed and replaced"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_bare_name_has_no_options(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class FlatGroups(Section):
@@ -225,69 +232,6 @@ class CheckpointConfig(Section):
     keep: int = Field(default=2, ge=1, description="older ones are deleted")
 
 
-class DateWindow(Section):
-    """Only the rows whose date lies within, both days included; such as 2024-08-01."""
-
-    column: str
-    start: date = Field(default=date.min, strict=False)  # YAML has dates, a stored recipe has texts
-    end: date = Field(default=date.max, strict=False)
-
-    @model_validator(mode="after")
-    def _starts_before_it_ends(self) -> "DateWindow":
-        if self.start > self.end:
-            raise ValueError(f"start {self.start} is after end {self.end}")
-        return self
-
-
-class BenchmarkConfig(Section):
-    """One benchmark of an evaluation suite."""
-
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9._-]+$", description="also the name of its answers' file"
-    )
-    data: DataConfig
-    samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=8192, ge=1)
-    verifier: Choice = Choice(name="math")
-    judge_timeout_s: float = Field(default=10.0, gt=0, description="for one answer")
-    by: list[str] = Field(default=[], description="columns that the score is broken down by")
-    window: DateWindow | None = None
-    reference: dict[str, list[str]] = Field(
-        default={},
-        description="where set, the reference is a JSON object: its keys, and for each the columns "
-        "that may hold its value, in order of preference",
-    )
-    starter: str | None = Field(
-        default=None, description="a column with code to complete, shown after the problem"
-    )
-
-
-class SuiteConfig(Section):
-    """`eval/*.yaml`: benchmarks that are run together. One benchmark alone is a suite, too."""
-
-    name: str
-    plugins: list[str] = Field(default=[], description="modules that register verifiers")
-    benchmarks: list[BenchmarkConfig] = Field(min_length=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_benchmark_is_a_suite(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "data" not in value or "benchmarks" in value:
-            return value
-        alone = {key: part for key, part in value.items() if key != "plugins"}
-        shared = {key: value[key] for key in ("name", "plugins") if key in value}
-        return shared | {"benchmarks": [alone]}
-
-    @model_validator(mode="after")
-    def _names_are_distinct(self) -> "SuiteConfig":
-        names = [benchmark.name for benchmark in self.benchmarks]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two benchmarks are named {twice[0]!r}: give one another name")
-        return self
-
-
 class EvalConfig(Section):
     suite: SuiteConfig | None = None
     at_start: bool = True
@@ -385,6 +329,11 @@ class Recipe(Section):
                 f"({self.rollout.max_tokens}): lower it"
             )
         return self
+
+    def plugin_names(self) -> list[str]:
+        """The modules that the recipe and its suite name, each once."""
+        of_suite = self.eval.suite.plugins if self.eval.suite else []
+        return list(dict.fromkeys([*self.plugins, *of_suite]))
 
     def correction_name(self) -> str:
         """The correction in force: `auto` decided."""

@@ -1,7 +1,7 @@
 """From a declaration to its rows, in the order of the source."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from grpo.config.data import DataConfig
@@ -23,11 +23,12 @@ class Loaded:
     faults: list[Fault]
 
 
-def load_rows(config: DataConfig) -> list[Row]:
-    """Every row of the declaration that its filters keep, the first `config.rows` of them. Raises
-    UserError naming file and line of a row that they do not let pass."""
+def load_rows(config: DataConfig, extra: Collection[str] = ()) -> list[Row]:
+    """Every row of the declaration that its filters keep, the first `config.rows` of them, with
+    what it says in the columns `extra`. Raises UserError naming file and line of a row that the
+    filters do not let pass."""
     source = open_source(config)
-    loaded = sift(source, config)
+    loaded = sift(source, config, extra=extra)
     _tell(loaded.counts, config)
     if not loaded.rows:
         raise UserError(no_rows(loaded, source, config))
@@ -38,6 +39,7 @@ def sift(
     source: Source,
     config: DataConfig,
     *,
+    extra: Collection[str] = (),
     advance: Callable[[], None] = lambda: None,
     tolerant: bool = False,
 ) -> Loaded:
@@ -54,7 +56,7 @@ def sift(
             counts.kept += 1
             rows.append(item)
             continue
-        found = item if isinstance(item, Fault) else to_row(item, config)
+        found = item if isinstance(item, Fault) else to_row(item, config, extra)
         if isinstance(found, Fault):
             if not tolerant and stops(found, config):
                 raise UserError(found.message)

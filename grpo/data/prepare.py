@@ -177,12 +177,16 @@ def _write_lines(rows: Sequence[Row], path: Path) -> None:
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), path)
+    pq.write_table(pa.Table.from_pylist([_columns(row) for row in rows]), path)
 
 
 def _plain(row: Row) -> dict[str, str]:
     """A solution only where there is one, as in generated rows."""
-    return {key: value for key, value in asdict(row).items() if value or key != "solution"}
+    return {key: value for key, value in _columns(row).items() if value or key != "solution"}
+
+
+def _columns(row: Row) -> dict[str, str]:
+    return {key: value for key, value in asdict(row).items() if key != "extra"}
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Path], None]] = {

@@ -1,6 +1,6 @@
 """What stands at a place of a source becomes a row, or a fault that says why not."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from grpo.config.data import DataConfig
@@ -9,7 +9,8 @@ from grpo.errors import UserError
 from grpo.types import Row
 
 
-def to_row(record: Record, config: DataConfig) -> Row | Fault:
+def to_row(record: Record, config: DataConfig, extra: Collection[str] = ()) -> Row | Fault:
+    """`extra`: columns whose values the row carries as they are, where the record has them."""
     try:
         problem = problem_of(record, config)
         answer = _text(_pick(record.value, config.columns.answer), record.where, "answer")
@@ -23,7 +24,8 @@ def to_row(record: Record, config: DataConfig) -> Row | Fault:
         there = any(_reach(record.value, column)[0] for column in config.columns.answer)
         kind = "empty_answer" if there else "unreadable"
         return Fault(kind, _missing(record, "answer", config.columns.answer, kind))
-    return Row(id=row_id or str(record.number), problem=problem, answer=answer)
+    carried = {name: record.value[name] for name in extra if name in record.value}
+    return Row(row_id or str(record.number), problem, answer, extra=carried)
 
 
 def problem_of(record: Record, config: DataConfig) -> str:

@@ -44,6 +44,13 @@ def eval_prompts(
                 raise UserError(_too_long(row, len(token_ids), longest_prompt, config))
             continue
         prompts.append(Prompt(position, row, token_ids))
+    if rows and not prompts:
+        shortest = min(len(render(row, config, tokenizer)) for row in rows)
+        raise UserError(
+            f"data {config.name!r}: all {len(rows)} prompts are too long: the shortest has "
+            f"{shortest} tokens, and max_tokens leaves {longest_prompt} of the model's context for "
+            "a prompt: lower max_tokens, or evaluate a model with a longer context"
+        )
     if len(prompts) < len(rows):
         log.warning(
             "%s: rows left out that are too long: %d", config.name, len(rows) - len(prompts)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grpo.config.recipe import BenchmarkConfig, SuiteConfig
+from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.eval.result import (
@@ -24,8 +24,8 @@ from grpo.eval.result import (
     save,
     show,
 )
-from grpo.eval.rows import Judges, benchmark_rows, judged, submit
-from grpo.eval.store import Answered, AnswerStore
+from grpo.eval.rows import VerifierPools, benchmark_rows, labels_of, submit, with_verdicts
+from grpo.eval.store import Answered, AnswerStore, judged_by
 from grpo.plugins import import_plugins
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
@@ -52,8 +52,7 @@ def evaluate_answers(
 ) -> list[BenchmarkResult]:
     """Judges stored answers with the suite's verifiers: a file for a suite of one benchmark, else
     a folder with a file NAME.jsonl or NAME.parquet for each. Raises UserError."""
-    if suite.plugins:
-        import_plugins(suite.plugins)
+    import_plugins(suite.plugins)
     out = out or answers.with_name(f"{answers.stem}.{suite.name}.json")
     check_writable(out)
     for benchmark in suite.benchmarks:
@@ -72,15 +71,15 @@ def evaluate_answers(
 def _judge_file(
     config: BenchmarkConfig, path: Path, out: Path, plugins: tuple[str, ...], screen: Screen
 ) -> BenchmarkResult:
-    rows, labels = benchmark_rows(config)
-    groups = read_stored(path, rows, labels)
+    rows = benchmark_rows(config)
+    groups = read_stored(path, rows, [labels_of(row, config) for row in rows])
     sampled = {"answers": hashlib.sha256(path.read_bytes()).hexdigest()}
-    judged_by = {"verifier": config.verifier.name, "options": config.verifier.options}
-    store = AnswerStore(answers_folder(out) / f"{config.name}.parquet", sampled, judged_by)
-    judges = Judges(os.cpu_count() or 1, plugins)
-    with judges.pool(config.verifier, config.judge_timeout_s) as verifier:
+    path_out = answers_folder(out) / f"{config.name}.parquet"
+    store = AnswerStore(path_out, sampled, judged_by(config.verifier))
+    pools = VerifierPools(os.cpu_count() or 1, plugins)
+    with pools.pool(config.verifier, config.judge_timeout_s) as verifier:
         waiting = [submit(group, verifier) for group in groups]
-        done = judged(config.name, waiting, screen, lambda: False)
+        done = with_verdicts(config.name, waiting, screen, lambda: False)
     assert done is not None, "nothing asked to stop"
     store.finish(done)
     return result_of(config.name, done, relative(store.path, out.parent))

@@ -1,30 +1,30 @@
-"""A benchmark's rows with what they say of themselves, and verdicts on answers to them."""
+"""A benchmark's rows, and verdicts on answers to them."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
-from grpo.config.recipe import BenchmarkConfig, Choice, DateWindow, VerifierConfig
+from grpo.config.recipe import Choice, VerifierConfig
+from grpo.config.suite import BenchmarkConfig, DateWindow
 from grpo.console import Screen
-from grpo.data import load_rows, read
-from grpo.data.read import open_source
-from grpo.data.rows import to_row
+from grpo.data import load_rows
 from grpo.errors import UserError
 from grpo.eval.store import Answered
 from grpo.types import Row, Verdict
 from grpo.verify.pool import VerifierPool
 
-Record = dict[str, Any]
 Waiting = tuple[Answered, Sequence[Future[Verdict]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Judges:
-    """How answers are judged: processes, plugins that register verifiers, and a running pool that
-    is used by benchmarks with the same verifier."""
+class VerifierPools:
+    """Where a benchmark's answers get their verdicts: in a pool of its own, or in one that is
+    running already and judges in exactly the way that the benchmark asks for.
+
+    workers, plugins: of a pool that is started
+    """
 
     workers: int
     plugins: tuple[str, ...] = ()
@@ -34,7 +34,8 @@ class Judges:
     def pool(self, asked: Choice, timeout_s: float) -> Iterator[VerifierPool]:
         if self.running is not None:
             config, pool = self.running
-            if (config.name, config.options) == (asked.name, asked.options):
+            same = (config.name, config.options) == (asked.name, asked.options)
+            if same and config.timeout_s == timeout_s:
                 yield pool
                 return
         with VerifierPool(
@@ -58,7 +59,7 @@ def submit(group: Answered, verifier: VerifierPool) -> Waiting:
     return group, known
 
 
-def judged(
+def with_verdicts(
     name: str, waiting: Iterable[Waiting], screen: Screen, stop: Callable[[], bool]
 ) -> list[Answered] | None:
     """The groups with their verdicts, in the order of the rows; None where `stop` says so."""
@@ -73,47 +74,57 @@ def judged(
     return groups
 
 
-def benchmark_rows(config: BenchmarkConfig) -> tuple[list[Row], list[dict[str, str]]]:
-    """The benchmark's rows, and for each its values in the columns `by`; those outside the date
-    window left out. A row in which a column is empty has no such value. Raises UserError."""
-    rows = load_rows(config.data)
-    if not (config.by or config.window or config.reference or config.starter):
-        return rows, [{} for _ in rows]
-    said = _records(config)
-    kept: list[Row] = []
-    labels: list[dict[str, str]] = []
-    for row in rows:
-        record = said.get(_key(row), {})
-        if _within(config.window, record):
-            kept.append(_completed(row, record, config))
-            labels.append({name: str(record[name]) for name in config.by if name in record})
+def benchmark_rows(config: BenchmarkConfig) -> list[Row]:
+    """The benchmark's rows with all that it asks of them; those outside the date window left out.
+    Raises UserError."""
+    needed = {*config.by} | ({config.window.column} if config.window else set())
+    wanted = needed | {column for columns in config.reference.values() for column in columns}
+    wanted |= {config.starter} if config.starter else set()
+    rows = load_rows(config.data, wanted)
+    if missing := needed - {column for row in rows for column in row.extra}:
+        raise UserError(
+            f"benchmark {config.name!r}: no row of {config.data.name!r} has a column "
+            f"{min(missing)!r} (by, window): name one that is there, or leave it out with by=[] or "
+            "window=null"
+        )
+    kept = [_completed(row, config) for row in rows if _within(config.window, row)]
     if not kept:
         assert config.window is not None
         raise UserError(
             f"benchmark {config.name!r}: no row has a {config.window.column} from "
             f"{config.window.start} to {config.window.end}: widen window"
         )
-    return kept, labels
+    return kept
 
 
-def _within(window: DateWindow | None, record: Record) -> bool:
+def labels_of(row: Row, config: BenchmarkConfig) -> dict[str, str]:
+    """What the row says in the columns `by`. One that is empty gives no label."""
+    return {name: str(row.extra[name]) for name in config.by if _says(row, name)}
+
+
+def _says(row: Row, column: str) -> bool:
+    return row.extra.get(column) not in (None, "")
+
+
+def _within(window: DateWindow | None, row: Row) -> bool:
     if window is None:
         return True
     start = window.start.isoformat()
-    date = str(record.get(window.column, ""))[: len(start)]  # a time of day may follow
+    date = str(row.extra.get(window.column, ""))[: len(start)]  # a time of day may follow
     return start <= date <= window.end.isoformat()
 
 
-def _completed(row: Row, record: Record, config: BenchmarkConfig) -> Row:
+def _completed(row: Row, config: BenchmarkConfig) -> Row:
     """The row with its starting code and its reference of several parts."""
-    if config.starter is not None and config.starter in record:
-        row = replace(row, problem=f"{row.problem}\n\n```python\n{record[config.starter]}\n```")
+    if config.starter is not None and _says(row, config.starter):
+        code = row.extra[config.starter]
+        row = replace(row, problem=f"{row.problem}\n\n```python\n{code}\n```")
     if not config.reference:
         return row
     parts = {
-        key: next(record[column] for column in columns if column in record)
+        key: next(row.extra[column] for column in columns if _says(row, column))
         for key, columns in config.reference.items()
-        if any(column in record for column in columns)
+        if any(_says(row, column) for column in columns)
     }
     if not parts:
         raise UserError(
@@ -121,29 +132,3 @@ def _completed(row: Row, record: Record, config: BenchmarkConfig) -> Row:
             f"({', '.join(column for columns in config.reference.values() for column in columns)})"
         )
     return replace(row, answer=json.dumps(parts))
-
-
-def _records(config: BenchmarkConfig) -> dict[tuple[str, str], Record]:
-    """What every row holds in the columns that the benchmark names, empty ones left out."""
-    needed = {*config.by} | ({config.window.column} if config.window else set())
-    wanted = needed | {column for columns in config.reference.values() for column in columns}
-    wanted |= {config.starter} if config.starter else set()
-    said: dict[tuple[str, str], Record] = {}
-    for item in open_source(config.data).items():
-        row = to_row(item, config.data) if isinstance(item, read.Record) else None
-        if not isinstance(item, read.Record) or not isinstance(row, Row):
-            continue
-        needed -= item.value.keys()
-        mine = {name: item.value[name] for name in wanted if item.value.get(name) not in (None, "")}
-        said.setdefault(_key(row), mine)
-    if needed:
-        raise UserError(
-            f"benchmark {config.name!r}: no row of {config.data.name!r} has a column "
-            f"{min(needed)!r} (by, window): name one that is there, or leave it out with by=[] or "
-            "window=null"
-        )
-    return said
-
-
-def _key(row: Row) -> tuple[str, str]:
-    return row.id, row.problem

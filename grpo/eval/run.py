@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grpo.config.recipe import BenchmarkConfig, SuiteConfig
+import torch
+
+from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError
@@ -25,9 +27,16 @@ from grpo.eval.result import (
     save,
     show,
 )
-from grpo.eval.rows import Judges, Waiting, benchmark_rows, judged, submit
+from grpo.eval.rows import (
+    VerifierPools,
+    Waiting,
+    benchmark_rows,
+    labels_of,
+    submit,
+    with_verdicts,
+)
 from grpo.eval.scores import Score
-from grpo.eval.store import Answered, AnswerStore
+from grpo.eval.store import Answered, AnswerStore, judged_by
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
 from grpo.learner.base_model import context_length, load_tokenizer, local_model
@@ -42,8 +51,8 @@ from grpo.verify.pool import VerifierPool
 
 __all__ = [
     "Bench",
-    "Judges",
     "Score",
+    "VerifierPools",
     "evaluate_model",
     "history",
     "run_suite",
@@ -55,8 +64,6 @@ __all__ = [
 # Evaluation draws from seeds of its own: no training step has this number.
 _EVAL_STEP = -1
 _GROUP_TIMEOUT_S = 3600.0
-
-Asked = tuple[Prompt, Mapping[str, str]]  # a prompt, and what its row says of itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Bench:
     rollouts: Callable[[], RolloutPool]
     tokenizer: Any
     max_model_len: int
-    judges: Judges
+    verifiers: VerifierPools
     screen: Screen
     out: Path
     stop: Callable[[], bool] = lambda: False
@@ -97,15 +104,14 @@ def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | No
             f"benchmark {config.name!r}: max_tokens {config.max_tokens} leaves no room for a "
             f"prompt in the model's {bench.max_model_len} tokens: lower it"
         )
-    rows, labels = benchmark_rows(config)
-    prompts = eval_prompts(rows, config.data, bench.tokenizer, longest_prompt)
-    asked = [(prompt, labels[prompt.serial]) for prompt in prompts]
-    store = _store(config, prompts, bench)
-    with bench.judges.pool(config.verifier, config.judge_timeout_s) as verifier:
+    rows = benchmark_rows(config)
+    asked = eval_prompts(rows, config.data, bench.tokenizer, longest_prompt)
+    store = _store(config, asked, bench)
+    with bench.verifiers.pool(config.verifier, config.judge_timeout_s) as verifier:
         waiting = _answers(config, asked, bench, store, verifier)
         if len(waiting) < len(asked):
             return None
-        groups = judged(config.name, waiting, bench.screen, bench.stop)
+        groups = with_verdicts(config.name, waiting, bench.screen, bench.stop)
     if groups is None:
         return None
     store.finish(groups)
@@ -122,14 +128,15 @@ def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> 
         "top_p": config.top_p,
         "max_tokens": config.max_tokens,
     }
-    judged_by = {"verifier": config.verifier.name, "options": config.verifier.options}
     name = config.name if bench.model is None else f"{config.name}-{_digest(sampled)[:8]}"
-    return AnswerStore(answers_folder(bench.out) / f"{name}.parquet", sampled, judged_by)
+    return AnswerStore(
+        answers_folder(bench.out) / f"{name}.parquet", sampled, judged_by(config.verifier)
+    )
 
 
 def _answers(
     config: BenchmarkConfig,
-    asked: Sequence[Asked],
+    asked: Sequence[Prompt],
     bench: Bench,
     store: AnswerStore,
     verifier: VerifierPool,
@@ -140,26 +147,31 @@ def _answers(
     if found:
         bench.screen.note(f"{config.name}: answers to {len(found)} of {len(asked)} problems exist")
     waiting = [
-        submit(_current(found[prompt.serial], prompt, labels), verifier)
-        for prompt, labels in asked
+        submit(_current(found[prompt.serial], prompt, config), verifier)
+        for prompt in asked
         if prompt.serial in found
     ]
-    left = {prompt.serial: labels for prompt, labels in asked if prompt.serial not in found}
+    left = [prompt for prompt in asked if prompt.serial not in found]
     if not left:
         return waiting
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     rollouts = bench.rollouts()
     with bench.screen.progress(f"eval {config.name}", len(asked)) as bar:
         bar.advance(len(waiting))
+
+        def stop() -> bool:
+            bar.advance(0)  # a line of progress may be due though no group has finished
+            return bench.stop()
+
         try:
             for group in rollouts.sample(
-                [prompt for prompt, _ in asked if prompt.serial in left],
+                left,
                 config.samples,
                 sampling,
                 lambda prompt: group_seed(0, _EVAL_STEP, prompt.serial),
-                bench.stop,
+                stop,
             ):
-                waiting.append(submit(_answered(group, left[group.prompt.serial]), verifier))
+                waiting.append(submit(_answered(group, config), verifier))
                 store.add(*waiting[-1])
                 bar.advance()
         finally:
@@ -167,24 +179,26 @@ def _answers(
     return waiting
 
 
-def _answered(group: Group, labels: Mapping[str, str]) -> Answered:
-    prompt, responses = group.prompt, group.responses
+def _answered(group: Group, config: BenchmarkConfig) -> Answered:
+    row, responses = group.prompt.row, group.responses
     return Answered(
-        serial=prompt.serial,
-        row_id=prompt.row.id,
-        problem=prompt.row.problem,
-        answer=prompt.row.answer,
+        serial=group.prompt.serial,
+        row_id=row.id,
+        problem=row.problem,
+        answer=row.answer,
         responses=tuple(response.text for response in responses),
         lengths=tuple(len(response.token_ids) for response in responses),
         finish_reasons=tuple(response.finish_reason for response in responses),
-        labels=labels,
+        labels=labels_of(row, config),
     )
 
 
-def _current(found: Answered, prompt: Prompt, labels: Mapping[str, str]) -> Answered:
+def _current(found: Answered, prompt: Prompt, config: BenchmarkConfig) -> Answered:
     """Stored answers with what the row says today; a new reference needs new verdicts."""
-    row = prompt.row
-    verdicts = found.verdicts if found.answer == row.answer else None
+    row, verdicts = prompt.row, found.verdicts
+    if found.answer != row.answer:
+        verdicts = None
+    labels = labels_of(row, config)
     return replace(found, problem=row.problem, answer=row.answer, verdicts=verdicts, labels=labels)
 
 
@@ -212,28 +226,55 @@ def weights_identity(model: str, dtype: str) -> dict[str, Any]:
     return {"dtype": dtype, "files": _digest(facts)}
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How vLLM is started for an evaluation.
+
+    engines: how many; None: as many as fit the machine's GPUs, on CPU one
+    tensor_parallel: GPUs that one engine is spread over
+    extra: passed to vLLM's AsyncEngineArgs as it is
+    """
+
+    dtype: str = "float32"
+    engines: int | None = None
+    tensor_parallel: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self) -> int:
+        """Raises UserError where the machine has too few GPUs."""
+        gpus = torch.cuda.device_count() if on_gpu() else None
+        count = self.engines or max(1, (gpus or 1) // self.tensor_parallel)
+        if gpus is not None and count * self.tensor_parallel > gpus:
+            raise UserError(
+                f"--engines {count} with --tensor-parallel {self.tensor_parallel} need "
+                f"{count * self.tensor_parallel} GPUs, and this machine has {gpus}: lower one"
+            )
+        return count
+
+
 def evaluate_model(
-    target: str, suite: SuiteConfig, dtype: str, out: Path | None, screen: Screen
+    target: str, suite: SuiteConfig, options: EngineOptions, out: Path | None, screen: Screen
 ) -> list[BenchmarkResult]:
-    """`grpo eval`: runs the suite on the target's weights. The engine starts where answers are
+    """`grpo eval`: runs the suite on the target's weights. Engines start where answers are
     missing; those that an earlier, interrupted evaluation left behind are used again."""
     import_plugins(suite.plugins)
     for benchmark in suite.benchmarks:
         check_benchmark(benchmark)
+    options.count()
     model = target_model(target)
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
     with StopRequest(screen).listening() as stop, ExitStack() as opened:
         bench = Bench(
-            rollouts=_engine_on_demand(model, dtype, out.parent / "logs", screen, opened),
+            rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
             tokenizer=load_tokenizer(model),
             max_model_len=context_length(model),
-            judges=Judges(os.cpu_count() or 1, tuple(suite.plugins)),
+            verifiers=VerifierPools(os.cpu_count() or 1, tuple(suite.plugins)),
             screen=screen,
             out=out,
             stop=stop,
-            model=weights_identity(model, dtype),
+            model=weights_identity(model, options.dtype),
         )
         results = run_suite(suite, bench)
     if not results:
@@ -244,17 +285,29 @@ def evaluate_model(
     return results
 
 
-def _engine_on_demand(
-    model: str, dtype: str, logs: Path, screen: Screen, opened: ExitStack
+def _engines_on_demand(
+    model: str, options: EngineOptions, logs: Path, screen: Screen, opened: ExitStack
 ) -> Callable[[], RolloutPool]:
-    """Starts one engine at the first call; `opened` closes it."""
+    """Starts the engines at the first call; `opened` closes them."""
 
     @cache
     def start() -> RolloutPool:
-        spec = EngineSpec(model, dtype, 0, None, 1, BACKENDS["nccl" if on_gpu() else "gloo"], {})
+        count = options.count()
+        spec = EngineSpec(
+            model=model,
+            dtype=options.dtype,
+            seed=0,
+            max_model_len=None,
+            tensor_parallel=options.tensor_parallel,
+            transfer_backend=BACKENDS["nccl" if on_gpu() else "gloo"],
+            extra=dict(options.extra),
+        )
+        # One engine takes every core by itself; several share them.
+        threads = None if count == 1 else max(1, (os.cpu_count() or 1) // count)
         cluster = opened.enter_context(Cluster(logs))
-        screen.note(f"starting vLLM on {model}")
-        rollouts = RolloutPool(cluster.rollout_workers(spec, 1, None), _GROUP_TIMEOUT_S)
+        several = "" if count == 1 else f"{count} times "
+        screen.note(f"starting vLLM {several}on {model}; its log is in {logs}")
+        rollouts = RolloutPool(cluster.rollout_workers(spec, count, threads), _GROUP_TIMEOUT_S)
         rollouts.start()
         return rollouts
 

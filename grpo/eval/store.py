@@ -18,8 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grpo.config.data import Choice
 from grpo.store.files import replacing
 from grpo.types import Verdict
+from grpo.verify.fingerprint import fingerprint
 
 PART_EVERY_S = 30.0
 
@@ -136,6 +138,15 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def judged_by(verifier: Choice) -> dict[str, Any]:
+    """What tells verdicts of this verifier, its options and its rules of today from others."""
+    return {
+        "verifier": verifier.name,
+        "options": verifier.options,
+        "rules": fingerprint(verifier.name),
+    }
+
+
 class AnswerStore:
     """The answers of one benchmark, sampled and judged in one way.
 
@@ -177,9 +188,11 @@ class AnswerStore:
         if facts["sampled"] != self._facts["sampled"]:
             warn(f"{path} was sampled in another way; its answers are not used")
             return
+        usable = facts["judged"] == self._facts["judged"]
+        if not usable:
+            warn(f"{path} was judged by other rules; its answers are judged again")
         for group in groups:
             if len(group.responses) == num_samples:
-                usable = facts["judged"] == self._facts["judged"]
                 yield group if usable else replace(group, verdicts=None)
 
     def add(self, group: Answered, verdicts: Sequence[Future[Verdict]]) -> None:

@@ -170,9 +170,9 @@ class Trainer:
             rollouts=lambda: self.parts.rollouts,
             tokenizer=self.parts.tokenizer,
             max_model_len=self.parts.max_model_len,
-            judges=evaluate.Judges(
+            verifiers=evaluate.VerifierPools(
                 self.recipe.verifier.workers,
-                tuple(self.recipe.plugins),
+                tuple(self.recipe.plugin_names()),
                 (self.recipe.verifier, self.parts.verifier),
             ),
             screen=self.screen,
@@ -203,7 +203,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     `resume`: "auto" (go on where there is something to go on from), "never" (the folder must be
     new), or a checkpoint folder. Raises UserError, RunError, Interrupted.
     """
-    import_plugins(recipe.plugins)
+    import_plugins(recipe.plugin_names())
     checked = check_recipe(recipe)
     folder = RunFolder(run_folder(recipe))
     folder.path.mkdir(parents=True, exist_ok=True)

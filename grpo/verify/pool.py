@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from grpo.errors import RunError
 from grpo.types import Verdict
-from grpo.verify.template import Judgement, Template, TemplateGone, Worker
+from grpo.verify.fork_server import ForkServer, ForkServerGone, Submission, Worker
 from grpo.verify.worker import crash, load
 
 logger = logging.getLogger(__name__)
@@ -55,21 +55,21 @@ class VerifierPool:
         timeout_s: float,
         plugins: tuple[str, ...] = (),
     ):
-        load(name, options, plugins)  # here a mistake is the user's, in the template it is ours
+        load(name, options, plugins)  # here a mistake is the user's, in the fork server it is ours
         self.counts: Counter[str] = Counter()
         self._verifier = (name, options, plugins)
         self._num_workers = workers
         self._timeout_s = timeout_s
         # Guards the three below, and wakes who waits for room or for the start.
         self._changed = threading.Condition()
-        self._waiting: deque[Judgement] = deque()
-        self._pending: dict[Judgement, None] = {}  # waiting or with a worker, by submission
+        self._waiting: deque[Submission] = deque()
+        self._pending: dict[Submission, None] = {}  # waiting or with a worker, by submission
         self._characters = 0  # of the pending
         self._started = False
         self._closing = False
         self._broken: BaseException | None = None
         # The dispatcher's own.
-        self._template: Template | None = None
+        self._fork_server: ForkServer | None = None
         self._workers: list[Worker] = []
         self._dead: list[Worker] = []  # to be killed, if they still live, and reaped
         self._failed_starts = 0
@@ -110,19 +110,19 @@ class VerifierPool:
         Waits while the pool holds 1,024 answers or 64 Mi characters without a verdict. Room is
         made by the pool's own thread, whatever the caller's does meanwhile.
         """
-        judgement = Judgement(response, answer, Future())
+        submission = Submission(response, answer, Future())
         with self._changed:
             # A callback of a verdict runs on the dispatcher, which must not wait for itself.
             if threading.current_thread() is not self._dispatcher:
-                self._changed.wait_for(lambda: self._closing or self._has_room(judgement.size))
+                self._changed.wait_for(lambda: self._closing or self._has_room(submission.size))
             if self._broken is not None:
                 raise RunError("the verifier pool failed") from self._broken
             assert not self._closing, "the verifier pool is closed"
-            self._pending[judgement] = None
-            self._characters += judgement.size
-            self._waiting.append(judgement)
+            self._pending[submission] = None
+            self._characters += submission.size
+            self._waiting.append(submission)
             self._ring()
-        return judgement.future
+        return submission.future
 
     def judge(self, responses: Sequence[str], answer: str) -> list[Verdict]:
         """Verdicts on all responses, in their order."""
@@ -149,8 +149,8 @@ class VerifierPool:
         with self._changed:
             abandoned = list(self._pending)
             self._pending.clear()
-        for judgement in abandoned:
-            judgement.future.cancel()
+        for submission in abandoned:
+            submission.future.cancel()
 
     def _has_room(self, size: int) -> bool:
         if not self._pending:
@@ -172,7 +172,7 @@ class VerifierPool:
             while not self._closing:
                 try:
                     self._round()
-                except TemplateGone as error:
+                except ForkServerGone as error:
                     self._start_failed(str(error))
         except BaseException as error:  # a fault of ours: nobody may wait for a verdict for ever
             logger.exception("the verifier pool failed")
@@ -189,13 +189,13 @@ class VerifierPool:
                 with self._changed:
                     self._bell.recv_bytes()
                     self._rung = False
-        for worker in [w for w in self._workers if w.judgement is not None]:
+        for worker in [w for w in self._workers if w.submission is not None]:
             if time.monotonic() < worker.deadline:
                 continue
             if worker.pipe.poll():  # just in time
                 self._hear(worker)
-            elif worker.judgement is not None:
-                self._finish(worker.judgement, Verdict(0.0, "", "timeout", self._timeout_s))
+            elif worker.submission is not None:
+                self._finish(worker.submission, Verdict(0.0, "", "timeout", self._timeout_s))
                 self._remove(worker)
         self._hand_out()
         # Only then: the others need not wait for it.
@@ -204,7 +204,7 @@ class VerifierPool:
 
     def _nap_s(self) -> float | None:
         """Until the next deadline or the next try to start workers; None: until something comes."""
-        ends = [worker.deadline for worker in self._workers if worker.judgement is not None]
+        ends = [worker.deadline for worker in self._workers if worker.submission is not None]
         if len(self._workers) <= self._num_workers:
             ends.append(self._retry_at)
         return max(0.0, min(ends) - time.monotonic()) if ends else None
@@ -213,11 +213,11 @@ class VerifierPool:
         """Brings the workers to their number, and one that stands by."""
         if len(self._workers) > self._num_workers or time.monotonic() < self._retry_at:
             return
-        if self._template is None:
-            self._template = Template(*self._verifier)
-            self._template.wait_ready(_START_TIMEOUT_S, lambda: self._closing)
+        if self._fork_server is None:
+            self._fork_server = ForkServer(*self._verifier)
+            self._fork_server.wait_ready(_START_TIMEOUT_S, lambda: self._closing)
         while len(self._workers) <= self._num_workers:
-            worker = self._template.fork()
+            worker = self._fork_server.fork()
             if worker is None:
                 return self._no_more_processes()
             self._workers.append(worker)
@@ -229,25 +229,25 @@ class VerifierPool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        idle = [worker for worker in self._workers if worker.judgement is None]
+        idle = [worker for worker in self._workers if worker.submission is None]
         busy = len(self._workers) - len(idle)
         for worker in idle[: max(0, self._num_workers - busy)]:
-            judgement = self._next()
-            if judgement is None:
+            submission = self._next()
+            if submission is None:
                 return
             try:
-                worker.give(judgement, self._timeout_s)
+                worker.give(submission, self._timeout_s)
             except OSError:
                 self._lose(worker)
 
-    def _next(self) -> Judgement | None:
+    def _next(self) -> Submission | None:
         """The answer that has waited longest; those that were cancelled meanwhile are dropped."""
         with self._changed:
             while self._waiting:
-                judgement = self._waiting.popleft()
-                if not judgement.future.cancelled():
-                    return judgement
-                self._forget(judgement)
+                submission = self._waiting.popleft()
+                if not submission.future.cancelled():
+                    return submission
+                self._forget(submission)
         return None
 
     def _hear(self, worker: Worker) -> None:
@@ -255,38 +255,38 @@ class VerifierPool:
             verdict, is_spent = worker.pipe.recv()
         except Exception:  # it died, or what it wrote is no verdict: either way it is done for
             return self._lose(worker)
-        if worker.judgement is None:  # it was not asked
+        if worker.submission is None:  # it was not asked
             return self._lose(worker)
-        judgement, worker.judgement = worker.judgement, None
-        judgement.attempts += 1
+        submission, worker.submission = worker.submission, None
+        submission.attempts += 1
         worker.judged += 1
         self._failed_starts = 0
-        if is_spent and judgement.attempts < _ATTEMPTS:
-            self._again(judgement)
+        if is_spent and submission.attempts < _ATTEMPTS:
+            self._again(submission)
         else:
-            self._finish(judgement, verdict)
+            self._finish(submission, verdict)
         if is_spent or worker.judged == _JUDGED_BY_ONE:
             self._remove(worker)
 
     def _lose(self, worker: Worker) -> None:
         """The worker died. Its answer is judged once more, by another."""
-        if self._template is not None and not self._template.is_alive():
+        if self._fork_server is not None and not self._fork_server.is_alive():
             # The others die, too: an answer given to one of them now would lose its second chance.
-            raise TemplateGone("it died")
-        judgement, worker.judgement = worker.judgement, None
-        if judgement is None:
+            raise ForkServerGone("it died")
+        submission, worker.submission = worker.submission, None
+        if submission is None:
             logger.warning("a verifier worker died between two answers and is replaced")
         else:
-            judgement.attempts += 1
-            if judgement.attempts < _ATTEMPTS:
-                self._again(judgement)
+            submission.attempts += 1
+            if submission.attempts < _ATTEMPTS:
+                self._again(submission)
             else:
-                self._finish(judgement, crash(""))
+                self._finish(submission, crash(""))
         self._remove(worker)
 
-    def _again(self, judgement: Judgement) -> None:
+    def _again(self, submission: Submission) -> None:
         with self._changed:
-            self._waiting.appendleft(judgement)
+            self._waiting.appendleft(submission)
 
     def _remove(self, worker: Worker) -> None:
         self._workers.remove(worker)
@@ -294,21 +294,21 @@ class VerifierPool:
         self._dead.append(worker)
 
     def _bury(self) -> None:
-        while self._dead and self._template is not None:
-            self._template.end(self._dead.pop())
+        while self._dead and self._fork_server is not None:
+            self._fork_server.end(self._dead.pop())
 
-    def _finish(self, judgement: Judgement, verdict: Verdict) -> None:
+    def _finish(self, submission: Submission, verdict: Verdict) -> None:
         with self._changed:
-            if judgement not in self._pending:
+            if submission not in self._pending:
                 return
-            self._forget(judgement)
+            self._forget(submission)
             self.counts[verdict.reason.split(":")[0]] += 1
-        if judgement.future.set_running_or_notify_cancel():
-            judgement.future.set_result(verdict)
+        if submission.future.set_running_or_notify_cancel():
+            submission.future.set_result(verdict)
 
-    def _forget(self, judgement: Judgement) -> None:
-        del self._pending[judgement]
-        self._characters -= judgement.size
+    def _forget(self, submission: Submission) -> None:
+        del self._pending[submission]
+        self._characters -= submission.size
         self._changed.notify_all()
 
     # --- when processes cannot be had ---
@@ -318,16 +318,16 @@ class VerifierPool:
         self._count_failure()
 
     def _start_failed(self, what: str) -> None:
-        """The template is gone and its workers with it; a new one is tried."""
+        """The fork server is gone and its workers with it; a new one is tried."""
         if self._closing:
             return
         logger.warning("the verifier workers are restarted: %s", what)
-        template, self._template = self._template, None
+        server, self._fork_server = self._fork_server, None
         for worker in list(self._workers):
             self._lose(worker)
         self._dead.clear()
-        if template is not None:
-            template.close()
+        if server is not None:
+            server.close()
         self._count_failure()
 
     def _count_failure(self) -> None:
@@ -336,30 +336,30 @@ class VerifierPool:
         self._retry_at = time.monotonic() + pause_s
         if self._failed_starts >= _STARTS and not self._workers:
             with self._changed:
-                judgements = list(self._pending)
+                submissions = list(self._pending)
                 self._waiting.clear()
-            for judgement in judgements:
-                self._finish(judgement, crash("its processes do not start"))
+            for submission in submissions:
+                self._finish(submission, crash("its processes do not start"))
         with self._changed:
             self._changed.notify_all()
 
     def _break(self, error: BaseException) -> None:
         with self._changed:
             self._broken, self._closing = error, True
-            judgements = list(self._pending)
+            submissions = list(self._pending)
             self._pending.clear()
             self._changed.notify_all()
-        for judgement in judgements:
-            if judgement.future.set_running_or_notify_cancel():
-                judgement.future.set_exception(RunError(f"the verifier pool failed: {error}"))
+        for submission in submissions:
+            if submission.future.set_running_or_notify_cancel():
+                submission.future.set_exception(RunError(f"the verifier pool failed: {error}"))
 
     def _dismiss(self) -> None:
-        template, self._template = self._template, None
+        server, self._fork_server = self._fork_server, None
         try:
             for worker in [*self._workers, *self._dead]:
-                if template is not None:
-                    template.end(worker)
-        except TemplateGone:
+                if server is not None:
+                    server.end(worker)
+        except ForkServerGone:
             pass  # its workers went with it
-        if template is not None:
-            template.close()
+        if server is not None:
+            server.close()

@@ -1,16 +1,15 @@
 """What runs in a verifier pool's other processes.
 
-    template    imports the verifier once, and forks a worker whenever the pool asks for one
+    fork server imports the verifier once, and forks a worker whenever the pool asks for one
     worker      judges one answer after the other until its pipe closes, or the pool kills it
 
 A fork takes milliseconds where a fresh interpreter takes seconds to import sympy, so replacing a
-worker costs next to nothing. The template itself judges nothing and has one thread; what a plugin
-starts or opens on import (threads, CUDA) does not survive the fork.
+worker costs next to nothing. The fork server itself judges nothing and has one thread; what a
+plugin starts or opens on import (threads, CUDA) does not survive the fork.
 """
 
 import ctypes
 import dataclasses
-import importlib
 import math
 import os
 import resource
@@ -24,7 +23,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grpo.errors import UserError
+from grpo.plugins import import_plugins
 from grpo.types import Verdict
 from grpo.verify import VERIFIERS
 
@@ -54,14 +53,7 @@ _WARM_UP = {
 def load(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifier:
     """The verifier with its options. Raises UserError for an unknown name, a wrong option or a
     plugin that does not import."""
-    for plugin in plugins:
-        try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise UserError(
-                f"plugins: {plugin!r} cannot be imported ({error}): expected the dotted name of a "
-                "module; install it or put its folder on PYTHONPATH"
-            ) from error
+    import_plugins(plugins)
     return VERIFIERS.bind(name, options)
 
 
@@ -70,7 +62,7 @@ def crash(what: str, seconds: float = 0.0) -> Verdict:
     return Verdict(0.0, "", reason[:_REASON_CAP], seconds)
 
 
-def run_template(handle: int, driver_pid: int) -> None:
+def run_fork_server(handle: int, driver_pid: int) -> None:
     """Serves the pool on the socket `handle` until it is closed.
 
     First comes (name, options, plugins), answered by "ready". Then "fork" with a socket for the
@@ -108,7 +100,7 @@ def run_template(handle: int, driver_pid: int) -> None:
 
 def _fork(control: Connection, verifier: Verifier) -> int:
     handle = recv_handle(control)
-    template_pid = os.getpid()
+    server_pid = os.getpid()
     try:
         pid = os.fork()
     except OSError:
@@ -116,7 +108,7 @@ def _fork(control: Connection, verifier: Verifier) -> int:
     else:
         if pid == 0:
             control.close()
-            _work(Connection(handle), verifier, template_pid)
+            _work(Connection(handle), verifier, server_pid)
     os.close(handle)
     return pid
 
@@ -144,11 +136,11 @@ def _reap_orphans(workers: set[int]) -> None:
             os.waitpid(pid, os.WNOHANG)
 
 
-def _work(pipe: Connection, verifier: Verifier, template_pid: int) -> NoReturn:
-    """What the template would do next is not for a worker, so this never returns."""
+def _work(pipe: Connection, verifier: Verifier, server_pid: int) -> NoReturn:
+    """What the fork server would do next is not for a worker, so this never returns."""
     try:
         os.setsid()  # what it starts is killed with it
-        _die_with_parent(template_pid)
+        _die_with_parent(server_pid)
         _limit_memory()
         while True:
             response, answer = pipe.recv()

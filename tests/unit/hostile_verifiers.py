@@ -1,4 +1,4 @@
-"""A plugin whose verifier misbehaves on demand; imported by the template of a pool's workers."""
+"""A plugin whose verifier misbehaves on demand; imported by the fork server of a pool's workers."""
 
 import os
 import signal

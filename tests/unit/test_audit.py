@@ -236,6 +236,14 @@ def test_overrides_go_to_the_data_or_to_the_verifier():
     assert plugins == ()
 
 
+def test_values_are_read_as_in_a_recipe():
+    """YAML 1.2: 1e1 is a number, off is a word, 010 is no octal 8."""
+    values = ["timeout_s=1e1", "options.strict=off", "options.mark=010", "options.on=true"]
+    _, judge, _ = read_settings("arithmetic", [f"verifier.{v}" for v in values], None, "math")
+    assert judge.timeout_s == 10.0
+    assert judge.options == {"strict": "off", "mark": "010", "on": True}
+
+
 @pytest.mark.skipif(not AIME.is_file(), reason=f"{AIME} is not there")
 def test_every_reference_of_a_suite_of_integers_is_rewarded_and_none_of_its_mutations():
     config = DataConfig(name="aime24", path=str(AIME))

@@ -47,7 +47,7 @@ def test_a_recipe_that_is_fine_is_said_to_be():
         (["verifier.name=maths"], "unknown verifier 'maths'"),
         (["data={name: d, path: nowhere.jsonl}"], "nowhere.jsonl': no such file"),
         (["model.path=./nowhere"], "no such folder"),
-        (["plugins=[no_such_module]"], "cannot import 'no_such_module'"),
+        (["plugins=[no_such_module]"], "'no_such_module' cannot be imported"),
         (["placement=colocated", "learner.ranks=2"], "rollout.engines is 1"),
     ],
 )
@@ -96,3 +96,45 @@ def test_the_doctor_says_what_the_machine_has_and_how_far_programs_can_be_shut_i
     for what in ("torch", "vllm", "devices", "memory", "sandbox for programs"):
         assert what in result.output
     assert re.search(r"bubblewrap|namespaces|none: programs run only", result.output)
+
+
+def test_the_plugins_of_a_suite_count_within_a_recipe(tmp_path: Path, monkeypatch):
+    (tmp_path / "suite_rewards.py").write_text(
+        "from grpo.types import Verdict\n"
+        "from grpo.verify import VERIFIERS\n"
+        "@VERIFIERS.register('of_the_suite')\n"
+        "def of_the_suite(response, answer): return Verdict(1.0, '', 'correct')\n"
+    )
+    (tmp_path / "suite.yaml").write_text(
+        "name: mine\nplugins: [suite_rewards]\nverifier: of_the_suite\nmax_tokens: 8\n"
+        "data: {name: sums, task: {name: arithmetic, rows: 3}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = run("check", str(ROOT / "recipes/tiny_cpu.yaml"), "eval.suite=suite.yaml")
+    assert result.exit_code == 0, result.output
+    assert "benchmark mine" in result.output and "3 rows" in result.output
+
+
+@pytest.mark.parametrize("written", ["math", "{name: math}", "{name: math, workers: 3}"])
+def test_a_verifier_is_named_alike_in_a_recipe_and_in_a_suite(tmp_path: Path, written: str):
+    recipe, of_suite = tmp_path / "r.yaml", written.replace(", workers: 3", "")
+    recipe.write_text(
+        f"name: r\nmodel: {{path: org/m}}\nverifier: {written}\n"
+        "data: {name: d, task: {name: arithmetic, rows: 3}}\n"
+        f"eval: {{suite: {{name: s, verifier: {of_suite}, max_tokens: 8,"
+        " data: {name: d, task: {name: arithmetic, rows: 3}}}}\n"
+    )
+    result = run("check", str(recipe))
+    assert result.exit_code == 0, result.output
+
+
+def test_an_unknown_dtype_lists_what_is_known():
+    result = run("eval", "some/model", "--dtype", "float")
+    assert result.exit_code == 2
+    assert all(name in result.output for name in ("float32", "bfloat16", "float16", "auto"))
+
+
+@pytest.mark.parametrize("option", ["max_num_seqs", "=3", "a={"])
+def test_an_engine_option_without_a_value_is_refused(option: str):
+    result = run("eval", "some/model", "--suite", "eval/arithmetic.yaml", "--engine", option)
+    assert result.exit_code == 2 and option in result.output, result.output

@@ -427,12 +427,12 @@ def children(pid: int) -> set[int]:
 def test_a_program_whose_worker_is_killed_leaves_no_process_not_even_a_dead_one(last_resort: None):
     endless, earlier = "```python\nwhile True: pass\n```", children(os.getpid())
     with VerifierPool("code", {"test_timeout_s": 30}, workers=1, timeout_s=2) as pool:
-        (template,) = children(os.getpid()) - earlier
-        first = children(template)
-        command = Path(f"/proc/{template}/cmdline").read_bytes()  # its workers' too; b"" once dead
+        (server,) = children(os.getpid()) - earlier
+        first = children(server)
+        command = Path(f"/proc/{server}/cmdline").read_bytes()  # its workers' too; b"" once dead
 
         def settled() -> bool:
-            now = children(template)
+            now = children(server)
             alike = all(Path(f"/proc/{pid}/cmdline").read_bytes() == command for pid in now)
             return alike and len(now) == len(first) == 2 and len(now - first) == 1
 
@@ -442,4 +442,4 @@ def test_a_program_whose_worker_is_killed_leaves_no_process_not_even_a_dead_one(
         while not settled() and time.monotonic() < deadline:
             time.sleep(0.2)
         assert settled(), "a worker, and one that stands by"
-        assert children(os.getpid()) - earlier == {template}
+        assert children(os.getpid()) - earlier == {server}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import Mock
@@ -10,12 +11,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from grpo.config.recipe import BuildConfig, Recipe, SuiteConfig, VerifierConfig
+from grpo.config.data import Choice
+from grpo.config.recipe import BuildConfig, Recipe, VerifierConfig
+from grpo.config.suite import SuiteConfig
 from grpo.console import Screen
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
 from grpo.eval.result import load
-from grpo.eval.run import Bench, Judges, run_suite, weights_identity
+from grpo.eval.run import Bench, EngineOptions, VerifierPools, run_suite, weights_identity
 from grpo.eval.store import read_answers
 from grpo.learner.base_model import load_tokenizer
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
@@ -27,6 +30,7 @@ from grpo.train.opened import Opened
 from grpo.train.run import Progress, Trainer, _summary
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS
+from grpo.verify.fingerprint import fingerprint
 
 PROBLEMS = [("2+2", "4", "even"), ("2+3", "5", "odd"), ("3+3", "6", "even"), ("3+4", "7", "odd")]
 
@@ -117,7 +121,7 @@ class Workbench:
             rollouts=lambda: script,
             tokenizer=Letters(),
             max_model_len=32,
-            judges=Judges(1, (), (verifier, self)),
+            verifiers=VerifierPools(1, (), (verifier, self)),
             screen=Screen(),
             out=self.folder / "result.json",
             stop=lambda: self.stopped,
@@ -158,7 +162,8 @@ def test_every_answer_is_kept_beside_the_result(bench: Workbench, tmp_path: Path
     assert [g.responses for g in groups] == [(answer, "cut") for _, answer, _ in PROBLEMS]
     assert [v.reward for v in groups[3].verdicts] == [1.0, 0.0]
     assert groups[1].labels == {"kind": "odd"}
-    assert facts["judged"] == {"verifier": "exact", "options": {}}
+    rules = fingerprint("exact")
+    assert facts["judged"] == {"verifier": "exact", "options": {}, "rules": rules}
 
 
 def test_parts_have_their_own_scores(bench: Workbench) -> None:
@@ -261,6 +266,88 @@ def test_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:
     assert weights_identity(str(tmp_path), "float32") != first
 
 
+def test_verdicts_of_other_rules_are_given_anew_on_the_same_answers(
+    bench: Workbench, monkeypatch, capsys
+) -> None:
+    bench.run(Script(first_right))
+    judged = len(bench.judged)
+    bench.run(again := Script(first_right))
+    assert (len(again.asked), len(bench.judged)) == (0, judged)
+    monkeypatch.setattr("grpo.eval.store.fingerprint", lambda name: "rules of tomorrow")
+    bench.run(again)
+    assert (len(again.asked), len(bench.judged)) == (0, 2 * judged)
+    assert "was judged by other rules; its answers are judged again" in capsys.readouterr().err
+
+
+def test_prompts_that_are_all_too_long_are_named_with_their_length(bench: Workbench) -> None:
+    data = bench.settings["data"] | {"long_prompts": "skip"}
+    with pytest.raises(UserError) as raised:
+        bench.run(Script(first_right), max_tokens=30, data=data)
+    assert "all 4 prompts are too long: the shortest has 3 tokens" in str(raised.value)
+    assert "max_tokens leaves 2 of the model's context" in str(raised.value)
+
+
+@pytest.mark.parametrize(("timeout_s", "running"), [(10.0, True), (2.0, False)])
+def test_the_deadline_of_a_benchmark_is_its_own(
+    monkeypatch, timeout_s: float, running: bool
+) -> None:
+    """A running pool judges for those alone that ask for its verifier and its deadline."""
+    started: list[float] = []
+
+    @contextmanager
+    def pool(name: str, options: dict[str, Any], *, timeout_s: float, **_: Any) -> Iterator[str]:
+        started.append(timeout_s)
+        yield "a new pool"
+
+    monkeypatch.setattr("grpo.eval.rows.VerifierPool", pool)
+    config, of_the_run = VerifierConfig(name="exact", timeout_s=10.0), cast(Any, "the run's pool")
+    pools = VerifierPools(1, (), (config, of_the_run))
+    with pools.pool(Choice(name="exact"), timeout_s) as found:
+        assert found == ("the run's pool" if running else "a new pool")
+    assert started == ([] if running else [timeout_s])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "count"),
+    [
+        (None, EngineOptions(), 1),
+        (None, EngineOptions(engines=2), 2),
+        (8, EngineOptions(), 8),
+        (8, EngineOptions(tensor_parallel=4), 2),
+        (8, EngineOptions(engines=3, tensor_parallel=2), 3),
+    ],
+)
+def test_as_many_engines_as_fit_the_gpus(monkeypatch, gpus, options, count) -> None:
+    monkeypatch.setattr("grpo.eval.run.on_gpu", lambda: gpus is not None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert options.count() == count
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [(EngineOptions(engines=2, tensor_parallel=2), 4), (EngineOptions(tensor_parallel=4), 4)],
+)
+def test_more_gpus_than_there_are_is_the_users_mistake(monkeypatch, options, needed) -> None:
+    monkeypatch.setattr("grpo.eval.run.on_gpu", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UserError, match=f"need {needed} GPUs, and this machine has 2"):
+        options.count()
+
+
+def test_a_line_of_progress_comes_before_the_first_group_has_finished(
+    bench: Workbench, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("grpo.console.PLAIN_PROGRESS_EVERY_S", 0.0)
+
+    class Slow(Script):
+        def sample(self, *args: Any, **options: Any) -> Iterator[Group]:
+            assert not args[4]()  # as the pool asks while nothing has come
+            assert "eval sums: 0/4 (0%) after" in capsys.readouterr().out
+            yield from super().sample(*args, **options)
+
+    bench.run(Slow(first_right))
+
+
 # --- within a run ---
 
 
@@ -360,13 +447,13 @@ def test_a_model_whose_answers_are_all_there_is_scored_without_an_engine(
             rollouts=lambda: script,
             tokenizer=load_tokenizer(str(folder)),
             max_model_len=32,
-            judges=Judges(1, (), (VerifierConfig(name="exact"), bench)),
+            verifiers=VerifierPools(1, (), (VerifierConfig(name="exact"), bench)),
             screen=Screen(),
             out=out,
             model=weights_identity(str(folder), "float32"),
         ),
     )
     assert len(script.asked) == 4
-    assert evaluate.evaluate_model(str(folder), suite, "float32", out, Screen()) == sampled
+    assert evaluate.evaluate_model(str(folder), suite, EngineOptions(), out, Screen()) == sampled
     assert load(out) == sampled
     assert not (tmp_path / "logs").exists()  # where an engine would have written

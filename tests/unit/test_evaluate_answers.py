@@ -200,7 +200,10 @@ def test_stored_answers_become_a_table_a_result_and_a_file_of_verdicts(
         (["--answers", "{folder}/answers.jsonl", "by=[level]"], "has a column 'level'"),
         (["--answers", "{folder}/answers.jsonl", "data.path=no.jsonl"], "no such file"),
         (["--answers", "{folder}/answers.jsonl", "--out", "/proc/x/y.json"], "cannot write"),
-        (["--answers", "{folder}/answers.jsonl", "plugins=[no_such]"], "cannot import 'no_such'"),
+        (
+            ["--answers", "{folder}/answers.jsonl", "plugins=[no_such]"],
+            "'no_such' cannot be imported",
+        ),
     ],
 )
 def test_a_mistake_exits_with_2_and_says_what_to_mend(

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from grpo.config.load import load_suite, resolved
-from grpo.config.recipe import BenchmarkConfig, SuiteConfig
+from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.errors import UserError
-from grpo.eval.rows import benchmark_rows
+from grpo.eval.rows import benchmark_rows, labels_of
 from grpo.verify.code_tests import read_tests
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,8 @@ def test_a_benchmark_reads_its_real_rows(name: str, file: str, count: int) -> No
     if not path.exists():
         pytest.skip(f"{path} is not here")
     benchmark = only(f"eval/{name}.yaml", f"data.path={path}")
-    rows, labels = benchmark_rows(benchmark)
+    rows = benchmark_rows(benchmark)
+    labels = [labels_of(row, benchmark) for row in rows]
     assert len(rows) == count
     raw = [json.loads(line) for line in path.read_text().splitlines()]
     for column in benchmark.by:
@@ -76,13 +77,15 @@ def test_codes_reference_is_its_tests_and_its_problem_ends_with_the_code_to_comp
         + json.dumps(row | {"starter_code": "", "question_id": "2"}) + "\n"
         + json.dumps(row | {"contest_date": "2024-07-31", "question_id": "3"}) + "\n"
     )  # fmt: skip
-    rows, labels = benchmark_rows(only("eval/livecodebench.yaml", f"data.path={path}"))
+    benchmark = only("eval/livecodebench.yaml", f"data.path={path}")
+    rows = benchmark_rows(benchmark)
     assert [row.problem for row in rows] == ["Add.\n\n```python\ndef f():\n```", "Add."]
     assert [json.loads(row.answer) for row in rows] == [
         {"public_test_cases": "[1]", "private_test_cases": "eJx", "metadata": "{}"},
         {"public_test_cases": "[1]", "metadata": "{}"},
     ]
-    assert labels == [{"difficulty": "easy", "platform": "p"}] * 2
+    labels = {"difficulty": "easy", "platform": "p"}
+    assert [labels_of(row, benchmark) for row in rows] == [labels] * 2
     with pytest.raises(UserError, match="row '1': holds none of the columns of reference"):
         keys = ("public_test_cases", "private_test_cases", "metadata")
         gone = [f"reference.{key}=[nowhere]" for key in keys]
@@ -94,7 +97,7 @@ def test_real_code_problems_have_tests_that_the_verifier_reads() -> None:
     if not path.exists():
         pytest.skip(f"{path} is not here")
     overrides = [f"data.path={path}", "window.start=2024-01-01", "window.end=2024-02-29"]
-    rows, _ = benchmark_rows(only("eval/livecodebench.yaml", *overrides))
+    rows = benchmark_rows(only("eval/livecodebench.yaml", *overrides))
     raw = [json.loads(line) for line in path.read_text().splitlines()]
     within = [row for row in raw if row["contest_date"][:7] in ("2024-01", "2024-02")]
     assert [row.id for row in rows] == [row["question_id"] for row in within]
@@ -105,7 +108,7 @@ def test_real_code_problems_have_tests_that_the_verifier_reads() -> None:
 def test_gsm8ks_worked_solution_ends_in_the_answer(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"question": "3+4?", "answer": "Add them.\n#### 7"}) + "\n")
-    rows, _ = benchmark_rows(only("eval/gsm8k.yaml", f"data.path={path}"))
+    rows = benchmark_rows(only("eval/gsm8k.yaml", f"data.path={path}"))
     assert rows[0].answer == "7"
 
 
@@ -153,13 +156,14 @@ def dated(folder: Path, **changes: object) -> BenchmarkConfig:
 
 def test_both_ends_of_a_window_belong_to_it(tmp_path: Path) -> None:
     window = {"column": "on", "start": "2024-08-01", "end": "2024-08-31"}
-    rows, labels = benchmark_rows(dated(tmp_path, window=window, by=["level"]))
+    benchmark = dated(tmp_path, window=window, by=["level"])
+    rows = benchmark_rows(benchmark)
     assert [row.problem for row in rows] == ["b", "c"]
-    assert labels == [{}, {"level": "3"}]
+    assert [labels_of(row, benchmark) for row in rows] == [{}, {"level": "3"}]
 
 
 def test_an_open_window_takes_all_that_have_a_date(tmp_path: Path) -> None:
-    rows, _ = benchmark_rows(dated(tmp_path, window={"column": "on", "start": "2024-08-31"}))
+    rows = benchmark_rows(dated(tmp_path, window={"column": "on", "start": "2024-08-31"}))
     assert [row.problem for row in rows] == ["c", "d"]
 
 
@@ -176,12 +180,16 @@ def test_a_window_without_rows_a_strange_column_and_a_generated_row_are_refused(
         benchmark_rows(dated(tmp_path, data=task, by=["level"]))
 
 
-def test_a_repeated_row_has_the_label_of_the_one_that_stays(tmp_path: Path) -> None:
+def test_rows_of_the_same_text_keep_labels_of_their_own(tmp_path: Path) -> None:
     path = tmp_path / "twice.jsonl"
     row = {"id": 1, "problem": "a", "answer": "1"}
     path.write_text("".join(json.dumps(row | {"level": level}) + "\n" for level in (1, 2)))
-    benchmark = dated(tmp_path, data={"name": "twice", "path": str(path)}, by=["level"])
-    assert benchmark_rows(benchmark)[1] == [{"level": "1"}]
+    data = {"name": "twice", "path": str(path)}
+    for duplicates, labels in (("exact", ["1"]), ("keep", ["1", "2"])):
+        of_data = data | {"filters": {"duplicates": duplicates}}
+        benchmark = dated(tmp_path, data=of_data, by=["level"])
+        found = [labels_of(row, benchmark) for row in benchmark_rows(benchmark)]
+        assert found == [{"level": label} for label in labels]
 
 
 @pytest.mark.parametrize(

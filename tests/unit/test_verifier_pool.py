@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from grpo.errors import RunError, UserError
 from grpo.types import Verdict
+from grpo.verify import fork_server as fork_server_module
 from grpo.verify import pool as pool_module
-from grpo.verify import template as template_module
 from grpo.verify.pool import VerifierPool
 from grpo.verify.worker import judge
 
@@ -153,7 +153,7 @@ def test_a_worker_killed_from_outside_while_it_judges_has_its_answer_judged_agai
 def test_a_worker_that_does_not_read_its_answer_is_replaced(
     single: VerifierPool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(template_module, "_SEND_S", 1)
+    monkeypatch.setattr(fork_server_module, "_SEND_S", 1)
     os.kill(worker_of(single), signal.SIGKILL)  # the next one is made with the second above
     stopped = worker_of(single)
     os.kill(stopped, signal.SIGSTOP)
@@ -162,12 +162,12 @@ def test_a_worker_that_does_not_read_its_answer_is_replaced(
     assert until(lambda: is_gone(stopped))
 
 
-def test_the_pool_goes_on_when_the_template_of_its_workers_is_killed(single: VerifierPool):
-    template = parent_of(worker_of(single))
+def test_the_pool_goes_on_when_the_fork_server_is_killed(single: VerifierPool):
+    server = parent_of(worker_of(single))
     answers = [single.submit(f"nap 0.{i}", "x") for i in (1, 2, 3)]
-    os.kill(template, signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
     assert [future.result(timeout=60).reason for future in answers] == ["correct"] * 3
-    assert is_gone(template)
+    assert is_gone(server)
 
 
 def test_what_a_killed_worker_started_is_killed_with_it(hostile: VerifierPool, tmp_path: Path):
@@ -180,11 +180,11 @@ def test_what_a_killed_worker_started_is_killed_with_it(hostile: VerifierPool, t
 def test_closing_cancels_what_is_not_judged_and_leaves_no_process():
     with hostile_pool(workers=1, timeout_s=99.0) as pool:
         worker = worker_of(pool)
-        template = parent_of(worker)
+        server = parent_of(worker)
         waiting = [pool.submit("hang", "x"), pool.submit("a", "x")]
     assert [future.cancelled() for future in waiting] == [True, True]
     assert not Path(f"/proc/{worker}").exists()
-    assert not Path(f"/proc/{template}").exists()
+    assert not Path(f"/proc/{server}").exists()
     pool.close()
 
 
@@ -382,7 +382,7 @@ def test_workers_die_with_a_driver_that_is_killed_even_in_the_middle_of_a_c_call
     assert driver.stdout is not None
     assert driver.stdout.readline() == "up\n"
     pids = descendants(driver.pid)
-    assert len(pids) == 4  # the template, two workers, and one that stands by
+    assert len(pids) == 4  # the fork server, two workers, and one that stands by
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     driver.stdout.close()

@@ -1,4 +1,4 @@
-"""The pool's side of its processes: the template that forks workers, and the workers."""
+"""The pool's side of its processes: the fork server that forks workers, and the workers."""
 
 import dataclasses
 import os
@@ -18,8 +18,8 @@ from typing import Any, Self
 from grpo.types import Verdict
 
 _START = (
-    "import sys; sys.path[:] = sys.argv[3:]; from grpo.verify.worker import run_template; "
-    "run_template(int(sys.argv[1]), int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[3:]; from grpo.verify.worker import run_fork_server; "
+    "run_fork_server(int(sys.argv[1]), int(sys.argv[2]))"
 )
 _POLL_S = 0.2
 _REPLY_S = 60.0  # a fork and a kill take milliseconds, on a machine out of memory much longer
@@ -27,12 +27,12 @@ _EXIT_S = 5.0
 _SEND_S = 5  # a worker that waits for an answer reads it at once
 
 
-class TemplateGone(Exception):
-    """The template process does not answer: it did not start, or it died."""
+class ForkServerGone(Exception):
+    """The fork server process does not answer: it did not start, or it died."""
 
 
 @dataclasses.dataclass(eq=False)
-class Judgement:
+class Submission:
     """One answer on its way to a verdict."""
 
     response: str
@@ -51,21 +51,21 @@ class Worker:
 
     pid: int
     pipe: Connection
-    judgement: Judgement | None = None
+    submission: Submission | None = None
     deadline: float = 0.0
     judged: int = 0
 
-    def give(self, judgement: Judgement, timeout_s: float) -> None:
+    def give(self, submission: Submission, timeout_s: float) -> None:
         """Raises OSError where the process is gone or does not read."""
-        self.judgement = judgement
+        self.submission = submission
         self.deadline = time.monotonic() + timeout_s
-        self.pipe.send((judgement.response, judgement.answer))
+        self.pipe.send((submission.response, submission.answer))
 
 
-class Template:
+class ForkServer:
     """Starts a process that imports the verifier and forks workers; see grpo/verify/worker.py.
 
-    Raises TemplateGone, from every method, where that process fails; what it said stands on
+    Raises ForkServerGone, from every method, where that process fails; what it said stands on
     standard error. The thread that starts it must live as long as it: the kernel ends them
     together.
     """
@@ -85,7 +85,7 @@ class Template:
         deadline = time.monotonic() + timeout_s
         while not self._control.poll(_POLL_S):
             if stop() or time.monotonic() > deadline:
-                raise TemplateGone(f"the verifier was not imported within {timeout_s:.0f} s")
+                raise ForkServerGone(f"the verifier was not imported within {timeout_s:.0f} s")
         self._receive()
         return self
 
@@ -100,9 +100,9 @@ class Template:
                 self._control.send("fork")
                 send_handle(self._control, theirs.fileno(), self._process.pid)
             pid = self._receive()
-        except (OSError, TemplateGone) as error:
+        except (OSError, ForkServerGone) as error:
             ours.close()
-            raise TemplateGone(str(error)) from error
+            raise ForkServerGone(str(error)) from error
         if pid == 0:
             ours.close()
             return None
@@ -115,7 +115,7 @@ class Template:
         try:
             self._control.send(worker.pid)
         except OSError as error:
-            raise TemplateGone(str(error)) from error
+            raise ForkServerGone(str(error)) from error
         self._receive()
 
     def close(self) -> None:
@@ -133,8 +133,8 @@ class Template:
             if self._control.poll(_REPLY_S):
                 return self._control.recv()
         except (EOFError, OSError) as error:
-            raise TemplateGone(f"it ended with exit code {self._process.poll()}") from error
-        raise TemplateGone(f"it gave no reply within {_REPLY_S:.0f} s")
+            raise ForkServerGone(f"it ended with exit code {self._process.poll()}") from error
+        raise ForkServerGone(f"it gave no reply within {_REPLY_S:.0f} s")
 
 
 def _limit_sending(pipe: Connection) -> None:

@@ -1,0 +1,71 @@
+"""What an evaluation suite may say: every key with its type, range and default."""
+
+from datetime import date
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from grpo.config.data import Choice, DataConfig, Section
+
+
+class DateWindow(Section):
+    """Only the rows whose date lies within, both days included; such as 2024-08-01."""
+
+    column: str
+    start: date = Field(default=date.min, strict=False)  # YAML has dates, a stored recipe has texts
+    end: date = Field(default=date.max, strict=False)
+
+    @model_validator(mode="after")
+    def _starts_before_it_ends(self) -> "DateWindow":
+        if self.start > self.end:
+            raise ValueError(f"start {self.start} is after end {self.end}")
+        return self
+
+
+class BenchmarkConfig(Section):
+    """One benchmark of an evaluation suite."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9._-]+$", description="also the name of its answers' file"
+    )
+    data: DataConfig
+    samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
+    temperature: float = Field(default=1.0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=8192, ge=1)
+    verifier: Choice = Choice(name="math")
+    judge_timeout_s: float = Field(default=10.0, gt=0, description="for one answer")
+    by: list[str] = Field(default=[], description="columns that the score is broken down by")
+    window: DateWindow | None = None
+    reference: dict[str, list[str]] = Field(
+        default={},
+        description="where set, the reference is a JSON object: its keys, and for each the columns "
+        "that may hold its value, in order of preference",
+    )
+    starter: str | None = Field(
+        default=None, description="a column with code to complete, shown after the problem"
+    )
+
+
+class SuiteConfig(Section):
+    """`eval/*.yaml`: benchmarks that are run together. One benchmark alone is a suite, too."""
+
+    name: str
+    plugins: list[str] = Field(default=[], description="modules that register verifiers")
+    benchmarks: list[BenchmarkConfig] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_benchmark_is_a_suite(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "data" not in value or "benchmarks" in value:
+            return value
+        alone = {key: part for key, part in value.items() if key != "plugins"}
+        shared = {key: value[key] for key in ("name", "plugins") if key in value}
+        return shared | {"benchmarks": [alone]}
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "SuiteConfig":
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two benchmarks are named {twice[0]!r}: give one another name")
+        return self
