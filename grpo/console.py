@@ -1,6 +1,7 @@
 """What a person sees while a run goes: rich in a terminal, plain lines in a file or a pipe."""
 
 import math
+import re
 import sys
 import time
 import unicodedata
@@ -98,14 +99,19 @@ class Screen:
             self._print(self._out, Text.assemble(("answer: ", "dim"), answer))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """The first column on the left, the others on the right."""
+        """Texts on the left, numbers on the right. A terminal gets it in its width, long cells on
+        several lines; a file or a pipe gets one line a row, for whatever reads it."""
         cells = [[printable(str(cell)) for cell in row] for row in rows]
+        numeric = [all(map(_is_number, column)) for column in zip(*cells, strict=True)]
+        numeric = numeric or [False] * len(columns)
         if not self._out.is_terminal:
-            self._plain_table(title, [list(columns), *cells])
+            self._plain_table(title, [list(columns), *cells], numeric)
             return
         table = Table(title=Text(title), title_justify="left")
-        for number, column in enumerate(columns):
-            table.add_column(Text(column), justify="left" if number == 0 else "right")
+        for column, of_numbers in zip(columns, numeric, strict=True):
+            table.add_column(
+                Text(column), justify="right" if of_numbers else "left", overflow="fold"
+            )
         for row in cells:
             table.add_row(*[Text(cell) for cell in row])
         self._out.print(table)
@@ -116,13 +122,15 @@ class Screen:
     def warn(self, text: str) -> None:
         self._print(self._err, Text(f"warning: {text}", "yellow"))
 
-    def _plain_table(self, title: str, lines: list[list[str]]) -> None:
+    def _plain_table(self, title: str, lines: list[list[str]], numeric: list[bool]) -> None:
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
         self.note(title)
         for line in lines:
-            first = line[0].ljust(widths[0])
-            rest = [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-            self.note("  " + "  ".join([first, *rest]).rstrip())
+            padded = [
+                cell.rjust(width) if of_numbers else cell.ljust(width)
+                for cell, width, of_numbers in zip(line, widths, numeric, strict=True)
+            ]
+            self.note("  " + "  ".join(padded).rstrip())
 
     def _print(self, console: Console, text: Text) -> None:
         encoding = console.encoding
@@ -179,6 +187,14 @@ class _PlainProgress:
     def _counted(self) -> str:
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         return f"{self._title}: {self._done}/{self._total}{share}"
+
+
+def _is_number(cell: str) -> bool:
+    """With a unit or without; ? and - stand for numbers that are not known."""
+    return (
+        re.fullmatch(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( ?(%|[a-zA-Z]{1,3}))?|[-?]|nan|", cell)
+        is not None
+    )
 
 
 def duration(seconds: float) -> str:
