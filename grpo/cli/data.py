@@ -9,15 +9,14 @@ from grpo.cli.exit_codes import exit_codes
 from grpo.config.data import DataConfig
 from grpo.errors import UserError
 
-FOLDER = Path("data")
-
 data_app = typer.Typer(
     no_args_is_help=True,
     help="Data sets: read, filter and decontaminate one, look at its rows, find its faults.",
 )
 
 Name = Annotated[
-    str, typer.Argument(help="dapo_math_17k for data/dapo_math_17k.yaml, or any .yaml file")
+    str,
+    typer.Argument(help="one that comes with grpo, e.g. dapo_math_17k, or a .yaml file"),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -111,14 +110,8 @@ def _declaration(
 ) -> DataConfig:
     """The command line's options go last, over the declaration and its overrides."""
     from grpo.config.load import load_data
-    from grpo.registry import nearest
 
-    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-        listed = f" Known: {', '.join(known)}" if known else f" There is no {FOLDER.resolve()}"
-        raise UserError(f"no data set {name!r} ({file}){nearest(name, known)}{listed}")
-    config = load_data(file, overrides or [])
+    config = load_data(name, overrides or [])
     changes: dict[str, Any] = {} if path is None else {"path": str(path)}
     if against:
         changes["decontaminate"] = config.decontaminate.model_copy(update={"against": against})

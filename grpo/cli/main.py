@@ -10,6 +10,7 @@ import typer
 from grpo.cli.data import data_app
 from grpo.cli.exit_codes import exit_codes
 from grpo.cli.plan import plan
+from grpo.cli.recipes import recipes
 from grpo.cli.said import show_log
 from grpo.cli.verify import verify
 from grpo.errors import UserError
@@ -22,7 +23,9 @@ app = typer.Typer(
     "judges, DeepSpeed ZeRO-3 learns.",
 )
 
-Recipe = Annotated[Path, typer.Argument(help="a recipe file, e.g. recipes/tiny_cpu.yaml")]
+Recipe = Annotated[
+    Path, typer.Argument(help="a file, or the name of one that comes with grpo: tiny_cpu")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -34,6 +37,7 @@ Overrides = Annotated[
 app.add_typer(data_app, name="data")
 app.command()(verify)
 app.command()(plan)
+app.command()(recipes)
 RESUMES = "the same command goes on from where it was"
 
 
@@ -50,7 +54,7 @@ def train(
     Starts in runs/NAME, or goes on from its newest checkpoint. Any key of the recipe can be set
     on the command line:
 
-        grpo train recipes/tiny_cpu.yaml name=mine aggregate=token_mean schedule.steps=20
+        grpo train tiny_cpu name=mine aggregate=token_mean schedule.steps=20
     """
     with exit_codes(RESUMES):
         from grpo.config.load import load_recipe
@@ -82,9 +86,9 @@ def evaluate(
         typer.Argument(help="a run folder, a checkpoint, a model folder or a Hugging Face name"),
     ] = None,
     overrides: Overrides = None,
-    suite: Annotated[Path, typer.Option(help="benchmarks to run, e.g. eval/math500.yaml")] = Path(
-        "eval/arithmetic.yaml"
-    ),
+    suite: Annotated[
+        Path, typer.Option(help="benchmarks to run: a file, or a name such as math500")
+    ] = Path("arithmetic"),
     answers: Annotated[
         Path | None, typer.Option(help="judge these answers (.jsonl, .parquet, a folder) instead")
     ] = None,
@@ -113,7 +117,7 @@ def evaluate(
 
     With --answers no model is needed:
 
-        grpo eval --answers answers.jsonl --suite eval/math500.yaml data.path=math500.jsonl
+        grpo eval --answers answers.jsonl --suite math500 data.path=math500.jsonl
     """
     with exit_codes(RESUMES):
         from grpo.config.load import load_suite

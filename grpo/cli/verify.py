@@ -13,12 +13,11 @@ from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.errors import UserError
 
-FOLDER = Path("data")
-
 
 def verify(
     dataset: Annotated[
-        str, typer.Argument(help="dapo_math_17k for data/dapo_math_17k.yaml, or any .yaml file")
+        str,
+        typer.Argument(help="one that comes with grpo, e.g. dapo_math_17k, or a .yaml file"),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -79,11 +78,6 @@ def settings(
     from grpo.config.load import load_data, parse_override
     from grpo.registry import nearest
 
-    file = Path(dataset) if dataset.endswith((".yaml", ".yml")) else FOLDER / f"{dataset}.yaml"
-    if not file.is_file():
-        known = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-        listed = f" Known: {', '.join(known)}" if known else f" There is no {FOLDER.resolve()}"
-        raise UserError(f"no data set {dataset!r} ({file}){nearest(dataset, known)}{listed}")
     of_data = [text for text in overrides if not _is_for_the_verifier(text)]
     settings_of_it: dict[str, Any] = {"name": verifier, "workers": os.cpu_count() or 1}
     plugins: Any = []
@@ -103,7 +97,7 @@ def settings(
         known = [f"verifier.{name}" for name in VerifierConfig.model_fields]
         hint = nearest(key, known) if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{key}: {first['msg']}, got {first['input']!r}{hint}") from None
-    config = load_data(file, of_data)
+    config = load_data(dataset, of_data)
     if path is not None:
         config = config.model_copy(update={"path": str(path)})
     return config, checked, tuple(plugins)

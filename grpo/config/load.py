@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from grpo.config.recipe import Choice, DataConfig, Recipe
+from grpo.config.shipped import Kind, find
 from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.errors import UserError
 from grpo.registry import nearest
@@ -58,17 +59,20 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Raises UserError naming every bad key with its file and line."""
-    return _load(Recipe, Path(path), overrides)
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """From a file, or the name of a recipe that comes with the package. Raises UserError naming
+    every bad key with its file and line."""
+    return _load(Recipe, find(str(name), "recipes"), overrides)
 
 
-def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> SuiteConfig:
-    return _load(SuiteConfig, Path(path), overrides)
+def load_suite(name: str | Path, overrides: Sequence[str] = ()) -> SuiteConfig:
+    """The same for a suite."""
+    return _load(SuiteConfig, find(str(name), "eval"), overrides)
 
 
-def load_data(path: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
-    return _load(DataConfig, Path(path), overrides)
+def load_data(name: str | Path, overrides: Sequence[str] = ()) -> DataConfig:
+    """The same for a declaration of data."""
+    return _load(DataConfig, find(str(name), "data"), overrides)
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
@@ -84,26 +88,13 @@ def resolved(model: BaseModel) -> dict[str, Any]:
 
 def _load(kind: type[Model], path: Path, overrides: Sequence[str]) -> Model:
     marks: Marks = {}
-    tree = _read(_find(str(path), None), (), marks, ())
+    tree = _read(path, (), marks, ())
     for override in overrides:
         tree = _override(tree, override, marks)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, kind, marks, path)) from None
-
-
-def _find(name: str, near: Path | None) -> Path:
-    """Looks in the working directory, beside the file that names it, then one folder up."""
-    places = [Path(name)]
-    if near is not None:
-        here = near.absolute().parent  # absolute, because the parent of "." is "." again
-        places += [here / name, here.parent / name]
-    for place in places:
-        if place.is_file():
-            return place
-    looked = dict.fromkeys(str(place.absolute()) for place in places)
-    raise UserError(f"no file {name!r}; looked for {', '.join(looked)}")
 
 
 def _read(path: Path, at: Key, marks: Marks, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -178,7 +169,15 @@ def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...
         return own
     if not isinstance(base_name, str):
         raise UserError(f"{path}: extends must name one file, got {base_name!r}")
-    return _Replacing(_merge(_read(_find(base_name, path), at, marks, chain), own))
+    return _Replacing(_merge(_read(find(base_name, _kind(at), path), at, marks, chain), own))
+
+
+def _kind(at: Key) -> Kind | None:
+    """What a file that is named at this place declares; None for the base of the whole file."""
+    key = at[-2] if len(at) > 1 and isinstance(at[-1], int) else at[-1] if at else ""
+    if key == "data":
+        return "data"
+    return "eval" if key == "suite" or key in _FILE_LISTS else None
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

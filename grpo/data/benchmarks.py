@@ -8,6 +8,7 @@ from pathlib import Path
 
 from grpo.config.data import DataConfig
 from grpo.config.load import load_suite, resolved
+from grpo.config.shipped import shipped, shipped_root
 from grpo.data.read import Fault, open_source
 from grpo.data.rows import problem_of
 from grpo.data.seal import file_sha256
@@ -56,13 +57,16 @@ def read_problems(benchmark: Benchmark) -> list[str]:
 def _matches(name: str) -> list[Path]:
     if Path(name).is_file():  # a name may have brackets of its own
         return [Path(name)]
-    paths = [Path(path) for path in sorted(glob.glob(name)) if Path(path).is_file()]
-    if not paths:
-        raise UserError(
-            f"decontaminate.against {name!r}: no such suite or file of problems from {Path.cwd()}: "
-            "run the command in the folder that has it, or name suites or files with --against FILE"
-        )
-    return paths
+    for pattern in (name, str(shipped_root() / name)):
+        if paths := [Path(path) for path in sorted(glob.glob(pattern)) if Path(path).is_file()]:
+            return paths
+    if name in shipped("eval"):
+        return [shipped("eval")[name]]
+    raise UserError(
+        f"decontaminate.against {name!r}: no such suite or file of problems from {Path.cwd()}, and "
+        f"none in the package, which has {', '.join(shipped('eval'))}: name suites or files with "
+        "--against FILE"
+    )
 
 
 def _declared(path: Path) -> list[tuple[str, DataConfig]]:

@@ -6,10 +6,16 @@ from typing import Any
 
 from grpo.config.data import DataConfig
 from grpo.console import Screen
-from grpo.data.benchmarks import find_benchmarks
+from grpo.data.benchmarks import Benchmark, find_benchmarks
 from grpo.data.contamination import Overlap
 from grpo.data.load import Loaded, load_rows, stops
-from grpo.data.prepare import read_and_compare, show_counts
+from grpo.data.prepare import (
+    compare_with,
+    problems_of,
+    read,
+    show_comparison,
+    show_counts,
+)
 from grpo.data.stream import render
 from grpo.errors import UserError
 from grpo.types import Row
@@ -62,27 +68,51 @@ def _show_lengths(rows: Sequence[Row], config: DataConfig, tokenizer: Any, scree
 
 
 def check(config: DataConfig, screen: Screen, *, strict: bool = False) -> None:
-    """Prints every count. Raises UserError listing what would stop a training run: rows that the
-    filters do not let pass, or none left; `strict`: rows that a benchmark asks, as well."""
+    """Prints every count of the rows, then compares them with the benchmarks that can be read.
+    Raises UserError listing what would stop a training run: rows that the filters do not let pass,
+    or none left; `strict`: rows that a benchmark asks, and benchmarks that cannot be read."""
     benchmarks = find_benchmarks(config.decontaminate.against)
-    loaded, found, facts = read_and_compare(config, benchmarks, screen, tolerant=True)
-    show_counts(loaded.counts, facts, config, screen)
+    loaded = read(config, screen, tolerant=True)
+    show_counts(loaded.counts, config, screen)
     faults = [fault for fault in loaded.faults if not stops(fault, config)]
     if faults:
         screen.note(f"left out, {len(faults):,} in all:")
         _list([fault.message for fault in faults], screen)
-    if found.rows:
-        screen.note(f"{len(found.rows):,} rows stand in benchmarks; grpo data prepare drops them:")
-        _list([_told(overlap, loaded) for overlap in found.overlaps], screen)
     errors = [fault.message for fault in loaded.faults if stops(fault, config)]
     if not loaded.rows:
         errors.append("the filters keep no row")
-    if strict and found.rows:
-        errors.append(f"{len(found.rows):,} rows stand in benchmarks, and --strict is set")
+    if loaded.rows:
+        in_benchmarks = _compare(benchmarks, loaded, config, screen)
+        errors += [f"{what}, and --strict is set" for what in in_benchmarks if strict]
     if errors:
         number = "1 error" if len(errors) == 1 else f"{len(errors):,} errors"
         raise UserError("\n  ".join([f"data {config.name!r} has {number}:", *_first(errors)]))
     screen.note(f"{config.name} is fine: {len(loaded.rows[: config.rows]):,} rows to train on")
+
+
+def _compare(
+    benchmarks: Sequence[Benchmark], loaded: Loaded, config: DataConfig, screen: Screen
+) -> list[str]:
+    """Shows which rows the benchmarks ask; what a strict check would not let pass."""
+    problems: dict[str, list[str]] = {}
+    unread: dict[str, str] = {}
+    for benchmark in benchmarks:
+        try:
+            problems |= problems_of([benchmark], screen)
+        except UserError as error:
+            unread[benchmark.name] = str(error)
+    found, facts = compare_with(problems, loaded.rows, config, screen)
+    show_comparison(facts, config, screen)
+    if found.rows:
+        screen.note(f"{len(found.rows):,} rows stand in benchmarks; grpo data prepare drops them:")
+        _list([_told(overlap, loaded) for overlap in found.overlaps], screen)
+    if unread:
+        screen.warn(
+            f"not compared with {', '.join(unread)}, which could not be read. "
+            f"{next(iter(unread.values()))}"
+        )
+    said = [f"{len(found.rows):,} rows stand in benchmarks"] if found.rows else []
+    return said + [f"{name} could not be read" for name in unread]
 
 
 def _told(overlap: Overlap, loaded: Loaded) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def prepare(config: DataConfig, out: Path | None, screen: Screen, *, force: bool
     if seal is not None:
         screen.note(f"{out} is prepared already: {seal.rows:,} rows, sha256 {seal.sha256}")
         return seal
-    loaded, found, facts = read_and_compare(config, benchmarks, screen)
+    problems = problems_of(benchmarks, screen)  # first: a network that is not there costs no work
+    loaded = read(config, screen)
+    found, facts = compare_with(problems, loaded.rows, config, screen)
     contaminated = found.rows
     rows = [row for index, row in enumerate(loaded.rows) if index not in contaminated]
     rows = rows[: config.rows]
@@ -56,30 +58,42 @@ def prepare(config: DataConfig, out: Path | None, screen: Screen, *, force: bool
     seal = _write(
         out, rows, lambda sha256: Seal(sha256, len(rows), counts, facts, found.set_phrases, job)
     )
-    show_counts(loaded.counts, facts, config, screen)
+    show_counts(loaded.counts, config, screen)
+    show_comparison(facts, config, screen)
     screen.note(f"wrote {out}: {len(rows):,} rows, sha256 {seal.sha256}")
     screen.note(f"to train on it: data.path={out}")
     return seal
 
 
-def read_and_compare(
-    config: DataConfig, benchmarks: Sequence[Benchmark], screen: Screen, *, tolerant: bool = False
-) -> tuple[Loaded, Contamination, list[dict[str, Any]]]:
-    """The rows that the filters keep, which of them benchmarks ask, and one record per benchmark:
-    its name, problems, rows that equal one of them, rows that share only an n-gram."""
+def read(config: DataConfig, screen: Screen, *, tolerant: bool = False) -> Loaded:
+    """The rows that the filters keep. Raises UserError for what cannot be read; with `tolerant`
+    only where the source as a whole cannot."""
     source = open_source(config)
+    with screen.progress(f"reading {source.name}", source.total) as bar:
+        loaded = sift(source, config, advance=bar.advance, tolerant=tolerant)
+    if not loaded.rows and not tolerant:
+        raise UserError(no_rows(loaded, source, config))
+    return loaded
+
+
+def problems_of(benchmarks: Sequence[Benchmark], screen: Screen) -> dict[str, list[str]]:
+    """The problems of each benchmark, by its name. Raises UserError for one that cannot be read."""
     problems: dict[str, list[str]] = {}
     with screen.progress("reading benchmarks", len(benchmarks)) as bar:
         for benchmark in benchmarks:
             problems.setdefault(benchmark.name, []).extend(read_problems(benchmark))
             bar.advance()
-    with screen.progress(f"reading {source.name}", source.total) as bar:
-        loaded = sift(source, config, advance=bar.advance, tolerant=tolerant)
-    if not loaded.rows and not tolerant:
-        raise UserError(no_rows(loaded, source, config))
-    with screen.progress("comparing with benchmarks", len(loaded.rows)) as bar:
+    return problems
+
+
+def compare_with(
+    problems: Mapping[str, Sequence[str]], rows: Sequence[Row], config: DataConfig, screen: Screen
+) -> tuple[Contamination, list[dict[str, Any]]]:
+    """Which rows benchmarks ask, and one record per benchmark: its name, problems, rows that equal
+    one of them, rows that share only an n-gram."""
+    with screen.progress("comparing with benchmarks", len(rows)) as bar:
         found = compare(
-            loaded.rows,
+            rows,
             problems,
             config.decontaminate,
             set_phrases=_known_phrases(config),
@@ -95,7 +109,7 @@ def read_and_compare(
         }
         for name, asked in problems.items()
     ]
-    return loaded, found, facts
+    return found, facts
 
 
 def _known_phrases(config: DataConfig) -> list[str]:
@@ -103,9 +117,8 @@ def _known_phrases(config: DataConfig) -> list[str]:
     return [] if seal is None else seal.set_phrases
 
 
-def show_counts(
-    counts: Counts, facts: Sequence[dict[str, Any]], config: DataConfig, screen: Screen
-) -> None:
+def show_counts(counts: Counts, config: DataConfig, screen: Screen) -> None:
+    """What became of the rows."""
     lines = [
         ("read", counts.read),
         ("cannot be read", counts.unreadable),
@@ -121,6 +134,10 @@ def show_counts(
     if config.filters.language == "any":
         del lines[3]
     screen.table(f"data {config.name}", ("rows", "number"), [(a, f"{b:,}") for a, b in lines])
+
+
+def show_comparison(facts: Sequence[dict[str, Any]], config: DataConfig, screen: Screen) -> None:
+    """How many rows each benchmark asks, too."""
     if not facts:
         screen.note("compared with no benchmark")
         return

@@ -75,7 +75,7 @@ def test_a_model_folder_that_lacks_a_part_is_refused_by_its_name(tmp_path: Path,
 def test_a_recipe_that_is_not_there_is_a_users_mistake():
     result = run("train", "recipes/nowhere.yaml")
     assert result.exit_code == 2
-    assert "no file 'recipes/nowhere.yaml'" in result.output
+    assert "no recipe 'recipes/nowhere.yaml', neither as a file nor in the package" in result.output
 
 
 def test_a_report_on_a_folder_without_a_run_is_a_users_mistake(tmp_path: Path):

@@ -122,10 +122,48 @@ def test_rows_that_stand_in_a_benchmark_are_named_and_are_errors_when_asked_for(
     assert "has 1 error:" in strict.output
 
 
+def test_a_benchmark_out_of_reach_leaves_the_check_of_the_rows_whole(monkeypatch):
+    """The default compares with suites whose rows are on the hub, and there is no network."""
+    Path("eval").mkdir()
+    Path("eval/far.yaml").write_text("name: far\nmax_tokens: 8\ndata: {name: far, hub: no/where}\n")
+    Path("eval/near.yaml").write_text(
+        "name: near\nmax_tokens: 8\ndata: {name: near, path: bench.jsonl}\n"
+    )
+    write("bench.jsonl", ("2 + 2", "4"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run("check", "sums", "--against", "eval/*.yaml")
+    assert result.exit_code == 0, result.output
+    said = result.output
+    order = [
+        "kept by the filters",
+        "row 2 equals a problem of near",
+        "warning: not compared with far",
+    ]
+    assert [said.index(part) for part in order] == sorted(said.index(part) for part in order)
+    assert "--against FILE" in said and "sums is fine: 2 rows" in said
+    strict = run("check", "sums", "--against", "eval/far.yaml", "--strict")
+    assert strict.exit_code == 2 and "far could not be read, and --strict is set" in strict.output
+    refused = run("prepare", "sums", "--against", "eval/far.yaml")
+    assert refused.exit_code == 2 and "benchmark 'far' cannot be compared with" in refused.output
+    assert not Path("prepared").exists()
+
+
+def test_the_faults_of_rows_are_told_though_a_benchmark_is_out_of_reach(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Path("far.yaml").write_text("name: far\nmax_tokens: 8\ndata: {name: far, hub: no/where}\n")
+    write("raw.jsonl", ("1+1", "2"), ("2+2", None))
+    result = run("check", "sums", "--against", "far.yaml")
+    assert result.exit_code == 2
+    assert "raw.jsonl:2: no answer" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["check", "smus"], "no data set 'smus' (data/smus.yaml); did you mean 'sums'?"),
+        (
+            ["check", "smus"],
+            "neither as a file nor in the package; did you mean 'sums'?",
+        ),
         (["check", "data/nowhere.yaml"], "no data set 'data/nowhere.yaml'"),
         (["check", "sums", "filters.langage=latin"], "did you mean 'language'?"),
         (["check", "sums", "filters.language=english"], "got 'english'"),
@@ -143,9 +181,12 @@ def test_a_mistake_exits_with_2_and_says_what_to_mend(arguments: list[str], said
     assert said in result.output
 
 
-def test_a_folder_without_declarations_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_folder_without_declarations_lists_those_of_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     result = run("check", "sums")
     assert result.exit_code == 2
-    assert f"There is no {tmp_path}/elsewhere/data" in result.output
+    assert "no data set 'sums'" in result.output
+    assert "Known: arithmetic, countdown, dapo_math_17k" in result.output

@@ -94,7 +94,7 @@ def test_files_that_extend_each_other_in_a_circle_are_refused(recipe: Path):
 
 def test_a_missing_file_says_where_it_was_looked_for(recipe: Path):
     message = refused(recipe, "data=data/nowhere.yaml")
-    assert "no file 'data/nowhere.yaml'" in message
+    assert "no data set 'data/nowhere.yaml', neither as a file nor in the package" in message
     assert str(recipe.parent) in message
 
 
