@@ -266,3 +266,24 @@ def made_up_batch(vocabulary: int, groups: int, siblings: int, prompt: int, answ
         regular_weights_N=weights_N,
         sampler_logprobs_T=torch.full((count * answer,), -math.log(vocabulary)),
     )
+
+
+def made_up_recipe(
+    model: Path, *, dtype: str, gradient_checkpointing: bool, **learner: object
+) -> Any:
+    """For a learner alone, whose answers are made up."""
+    from grpo.config.recipe import Recipe  # a rival's environment imports this file without grpo
+
+    return Recipe.model_validate(
+        {
+            "name": "benchmark",
+            "model": {
+                "path": str(model),
+                "dtype": dtype,
+                "gradient_checkpointing": gradient_checkpointing,
+            },
+            "data": {"name": "none", "path": "none.jsonl"},
+            "learner": learner,
+            "correction": "none",
+        }
+    )

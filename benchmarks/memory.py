@@ -22,6 +22,7 @@ from common import (
     Spread,
     command,
     made_up_batch,
+    made_up_recipe,
     parser,
     peak_rss,
     report,
@@ -74,22 +75,12 @@ def batch(case: Case, sequences: int, length: int) -> Any:
 
 
 def spec(case: Case, model: Path) -> Any:
-    from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
     from grpo.learner.spec import LearnerSpec
 
-    return LearnerSpec(
-        model=str(model),
-        dtype=case.dtype,
-        temperature=1.0,
-        gradient_checkpointing=case.checkpointing,
-        config=LearnerConfig(warmup_steps=0),
-        surrogate=Choice(name="ppo_clip"),
-        optimizer_steps=2,
-        transport="gloo",
-        bucket_bytes=256 << 20,
-        regularization=RegularizationConfig(),
-        threads=2,
+    recipe = made_up_recipe(
+        model, dtype=case.dtype, gradient_checkpointing=case.checkpointing, warmup_steps=0
     )
+    return LearnerSpec(str(model), recipe, "gloo", bucket_bytes=256 << 20, threads=2)
 
 
 def measure(sender: Any, case: Case, model: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo.batch.cut import cut
 from grpo.learner import attention
-from grpo.learner.policy import Policy
+from grpo.learner.policy import Loaded, Policy
 from grpo.types import Batch
 
 VOCABULARY = SMALL_QWEN3["vocab_size"]
@@ -67,9 +67,7 @@ def packed(policy: Policy, batch: Batch, shared_prefix: bool = False) -> Callabl
         policy.zero_grad()
         total = torch.zeros(())
         for m in cut(batch, 1, BUDGET, shared_prefix=shared_prefix)[0]:
-            logprobs_T, _ = policy(
-                m.input_ids_S, m.position_ids_S, m.cu_seqlens, m.predict_T, m.targets_T
-            )
+            logprobs_T, _ = policy(*Loaded.onto(torch.device("cpu"), m).inputs)
             loss = -(m.weights_N[m.row_T] * logprobs_T).sum()
             loss.backward()
             total += loss.detach()

@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SMALL_QWEN3, Row, Spread, command, made_up_batch, parser, report
+from common import (
+    SMALL_QWEN3,
+    Row,
+    Spread,
+    command,
+    made_up_batch,
+    made_up_recipe,
+    parser,
+    report,
+)
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from grpo.batch.cut import cut
-from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.learner.spec import LearnerSpec
@@ -42,19 +50,8 @@ def save_model(folder: Path) -> None:
 
 
 def spec(model: Path, threads: int) -> LearnerSpec:
-    return LearnerSpec(
-        model=str(model),
-        dtype="float32",
-        temperature=1.0,
-        gradient_checkpointing=False,
-        config=LearnerConfig(warmup_steps=0),
-        surrogate=Choice(name="ppo_clip"),
-        optimizer_steps=10**6,
-        transport="gloo",
-        bucket_bytes=1 << 20,
-        regularization=RegularizationConfig(),
-        threads=threads,
-    )
+    recipe = made_up_recipe(model, dtype="float32", gradient_checkpointing=False, warmup_steps=0)
+    return LearnerSpec(str(model), recipe, "gloo", bucket_bytes=1 << 20, threads=threads)
 
 
 def seconds(learner: Learner, size: Size) -> float:

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QWEN3_06B, Row, Spread, command, parser, report
+from common import QWEN3_06B, Row, Spread, command, made_up_recipe, parser, report
 
-from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.config.recipe import BuildConfig, SyncConfig
 from grpo.fleet.cluster import Cluster, Worker, _Host, free_port, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
@@ -58,12 +58,10 @@ def build(folder: Path, layers: int) -> None:
 
 
 def learner_spec(model: Path, threads: int, bucket_bytes: int) -> LearnerSpec:
-    return LearnerSpec(
-        model=str(model), dtype="bfloat16", temperature=1.0, gradient_checkpointing=False,
-        config=LearnerConfig(optimizer="sgd", lr=1e-6), surrogate=Choice(name="ppo_clip"),
-        optimizer_steps=1, transport="shm", bucket_bytes=bucket_bytes,
-        regularization=RegularizationConfig(), threads=threads,
-    )  # fmt: skip
+    recipe = made_up_recipe(
+        model, dtype="bfloat16", gradient_checkpointing=False, optimizer="sgd", lr=1e-6
+    )
+    return LearnerSpec(str(model), recipe, "shm", bucket_bytes, threads)
 
 
 class Copier:

@@ -25,25 +25,12 @@ def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
 
 
 def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpec:
-    schedule = recipe.schedule
-    correction = recipe.correction_name()
     return LearnerSpec(
         model=model,
-        dtype=recipe.model.dtype,
-        temperature=recipe.rollout.temperature,
-        gradient_checkpointing=recipe.model.gradient_checkpointing,
-        checkpoint_every=recipe.model.checkpoint_every,
-        config=recipe.learner,
-        surrogate=recipe.surrogate,
-        optimizer_steps=schedule.steps * schedule.passes * schedule.minibatches,
+        recipe=recipe,
         transport=placement.transport,
         bucket_bytes=recipe.sync.bucket_mib << 20,
-        plugins=tuple(recipe.plugins),
         threads=placement.learner_threads,
-        correction=None
-        if correction == "none"
-        else recipe.correction.model_copy(update={"name": correction}),
-        regularization=recipe.regularization,
     )
 
 

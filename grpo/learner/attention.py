@@ -43,14 +43,25 @@ class Segments:
     key_index: Tensor | None
 
     @property
+    def firsts(self) -> list[int]:
+        """The position at which each segment begins."""
+        return [self.lengths[context] if context >= 0 else 0 for context in self.contexts]
+
+    @property
     def longest(self) -> int:
         """The most keys that a token attends to."""
-        before = [self.lengths[c] if c >= 0 else 0 for c in self.contexts]
-        return max(map(sum, zip(self.lengths, before, strict=True)))
+        return max(map(sum, zip(self.lengths, self.firsts, strict=True)))
+
+    def to(self, device: torch.device) -> "Segments":
+        """The same with every tensor on the device."""
+        key_index = None if self.key_index is None else self.key_index.to(device)
+        starts, keys = self.cu_seqlens.to(device), self.cu_seqlens_k.to(device)
+        return Segments(self.lengths, self.contexts, starts, keys, key_index)
 
 
 def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
-    """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`."""
+    """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`. To be asked of
+    tensors on the host: what it reads of them a device would have to be waited for."""
     starts: list[int] = cu_seqlens.tolist()
     firsts: list[int] = position_ids_S[cu_seqlens[:-1].long()].tolist()
     lengths = [end - start for start, end in itertools.pairwise(starts)]
@@ -67,8 +78,7 @@ def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
             index.append(torch.arange(starts[part], starts[part + 1]))
     counts = torch.tensor([0, *(n + p for n, p in zip(lengths, firsts, strict=True))])
     cu_seqlens_k = counts.cumsum(0).to(cu_seqlens)
-    key_index = torch.cat(index).to(cu_seqlens.device)
-    return Segments(lengths, contexts, cu_seqlens, cu_seqlens_k, key_index)
+    return Segments(lengths, contexts, cu_seqlens, cu_seqlens_k, torch.cat(index))
 
 
 def arguments(implementation: str, where: Segments) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from grpo.algo import CORRECTIONS, SURROGATES
 from grpo.algo.regularize import kl_estimate
 from grpo.algo.surrogate import clip_fractions
-from grpo.learner.spec import LearnerSpec
+from grpo.config.recipe import Recipe
 from grpo.types import MicroBatch
 
 
@@ -30,17 +30,18 @@ class Objective:
     """loss = - sum w f objective + kl sum v KL - entropy sum v H, over all tokens: w the weight of
     the response by the aggregator, v by the sign-blind rule, f the sampler's correction."""
 
-    def __init__(self, spec: LearnerSpec):
-        self._surrogate = SURROGATES.bind(spec.surrogate.name, spec.surrogate.options)
+    def __init__(self, recipe: Recipe):
+        self._surrogate = SURROGATES.bind(recipe.surrogate.name, recipe.surrogate.options)
         self._correction = None
-        if spec.correction is not None:
-            self._correction = CORRECTIONS.bind(spec.correction.name, spec.correction.options)
-        self._terms = spec.regularization
+        if (name := recipe.correction_name()) != "none":
+            self._correction = CORRECTIONS.bind(name, recipe.correction.options)
+        self._terms = recipe.regularization
 
-    def loss(self, micro: MicroBatch, scores: Scores) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, micro: MicroBatch, scores: Scores) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's part of the loss, and of the sums that are logged.
 
-        Sums end in _sum: over the tokens of real sequences, or, for losses, over everything.
+        Sums end in _sum: over the tokens of real sequences, or, for losses, over everything. They
+        are float64 and stay on the device: to read one here would hold up every micro-batch.
         """
         objective_T = self._surrogate(
             scores.logprobs_T, scores.old_T, micro.advantages_N, micro.row_T
@@ -50,15 +51,15 @@ class Objective:
         if self._correction is not None:
             factor_T = self._correction(scores.old_T, micro.sampler_logprobs_T, micro.row_T)
             objective_T = objective_T * factor_T
-            sums["correction_sum"] = float((factor_T * real_T).sum())
+            sums["correction_sum"] = (factor_T * real_T).sum().double()
         loss = -(micro.weights_N[micro.row_T] * objective_T).sum()
-        sums["pg_loss_sum"] = loss.item()
+        sums["pg_loss_sum"] = loss.detach().double()
         loss = loss + self._regularization(micro, scores, real_T, sums)
-        sums["loss_sum"] = loss.item()
+        sums["loss_sum"] = loss.detach().double()
         return loss, sums
 
     def _regularization(
-        self, micro: MicroBatch, scores: Scores, real_T: Tensor, sums: dict[str, float]
+        self, micro: MicroBatch, scores: Scores, real_T: Tensor, sums: dict[str, Tensor]
     ) -> Tensor:
         weights_T = micro.regular_weights_N[micro.row_T]
         total = scores.logprobs_T.new_zeros(())
@@ -66,27 +67,27 @@ class Objective:
             assert scores.reference_T is not None, "KL needs the reference's logprobs"
             kl_T = kl_estimate(scores.logprobs_T, scores.reference_T, self._terms.kl_estimator)
             total = total + self._terms.kl * (weights_T * kl_T).sum()
-            sums["kl_reference_sum"] = float((kl_T.detach() * real_T).sum())
+            sums["kl_reference_sum"] = (kl_T.detach() * real_T).sum().double()
         if self._terms.entropy:
             total = total - self._terms.entropy * (weights_T * scores.entropy_T).sum()
         return total
 
-    def _measures(self, micro: MicroBatch, scores: Scores, real_T: Tensor) -> dict[str, float]:
+    def _measures(self, micro: MicroBatch, scores: Scores, real_T: Tensor) -> dict[str, Tensor]:
         logprobs_T, old_T = scores.logprobs_T.detach(), scores.old_T
         mismatch_T = (old_T - micro.sampler_logprobs_T) * real_T
         log_ratio_T = (logprobs_T - old_T) * real_T
         low, high = clip_fractions(
             self._surrogate, logprobs_T, old_T, micro.advantages_N, micro.row_T
         )
-        tokens = float(real_T.sum())
+        tokens = real_T.sum().double()
         return {
             "tokens": tokens,
-            "entropy_sum": float((scores.entropy_T.detach() * real_T).sum()),
-            "mismatch_sum": float(mismatch_T.abs().sum()),
-            "mismatch_kl_sum": float(_k3(mismatch_T).sum()),
-            "kl_sum": float(_k3(log_ratio_T).sum()),
-            "clip_low_sum": float(low) * tokens,
-            "clip_high_sum": float(high) * tokens,
+            "entropy_sum": (scores.entropy_T.detach() * real_T).sum().double(),
+            "mismatch_sum": mismatch_T.abs().sum().double(),
+            "mismatch_kl_sum": _k3(mismatch_T).sum().double(),
+            "kl_sum": _k3(log_ratio_T).sum().double(),
+            "clip_low_sum": low.double() * tokens,
+            "clip_high_sum": high.double() * tokens,
         }
 
 

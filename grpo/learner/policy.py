@@ -1,7 +1,8 @@
 """The policy as the learner sees it: packed tokens in, logprobs of the response tokens out."""
 
 import importlib.util
-from dataclasses import astuple
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -28,19 +29,54 @@ class Policy(nn.Module):
         self,
         input_ids_S: torch.Tensor,
         position_ids_S: torch.Tensor,
-        cu_seqlens: torch.Tensor,
+        where: attention.Segments,
         predict_T: torch.Tensor,
         targets_T: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[T] logprobs and [T] entropies; see `grpo.types.MicroBatch` for the arguments."""
-        where = attention.segments(cu_seqlens, position_ids_S)
+        entropy: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T] logprobs, and [T] entropies where they are asked for; see `grpo.types.MicroBatch`
+        for the arguments."""
         hidden = self.model.model(
             input_ids=input_ids_S[None],
             position_ids=position_ids_S[None],
             use_cache=False,
             **attention.arguments(self._attention, where),
         ).last_hidden_state[0]
-        return self.model.lm_head(hidden.index_select(0, predict_T), targets_T, self._temperature)
+        chosen_TH = hidden.index_select(0, predict_T)
+        return self.model.lm_head(chosen_TH, targets_T, self._temperature, entropy)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A micro-batch on the device, and how it lies there, which was read before it moved."""
+
+    micro: MicroBatch
+    where: attention.Segments
+
+    @classmethod
+    def onto(cls, device: torch.device, micro: MicroBatch) -> "Loaded":
+        where = attention.segments(micro.cu_seqlens, micro.position_ids_S)
+        moved = MicroBatch(*(tensor.to(device) for tensor in astuple(micro)))
+        return cls(moved, where.to(device))
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What `Policy.forward` takes."""
+        micro = self.micro
+        return (
+            micro.input_ids_S,
+            micro.position_ids_S,
+            self.where,
+            micro.predict_T,
+            micro.targets_T,
+        )
+
+
+def score(policy: Callable[..., Any], loaded: Loaded) -> torch.Tensor:
+    """[T] logprobs of the response tokens, without the entropies that only a step needs. `policy`
+    is a `Policy`, or the engine around one."""
+    logprobs_T, _ = policy(*loaded.inputs, entropy=False)
+    return logprobs_T
 
 
 def attention_implementation() -> str:
@@ -83,8 +119,3 @@ def checkpoint_layers(model: Any, every: int) -> None:
     layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     for number, layer in enumerate(layers):
         layer.gradient_checkpointing = number % every == 0
-
-
-def to_device(micro: MicroBatch, device: torch.device) -> MicroBatch:
-    """The same micro-batch with every tensor on the device."""
-    return MicroBatch(*(tensor.to(device) for tensor in astuple(micro)))

@@ -1,6 +1,5 @@
 """One ZeRO-3 rank of the learner: weighted sums in, an optimizer step out."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from grpo.learner.attention import segments
 from grpo.learner.objective import Objective, Scores
-from grpo.learner.policy import load_policy, to_device
+from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.reference import Reference
 from grpo.learner.spec import LearnerSpec, learning_rate
 from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
+from grpo.plugins import import_plugins
 from grpo.sync.buckets import torch_dtype
 from grpo.sync.senders import make_sender
 from grpo.sync.source import ZeroSource
@@ -40,36 +41,37 @@ class LearnerRank:
     """
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int, address: str, port: int):
-        for plugin in spec.plugins:
-            importlib.import_module(plugin)
+        recipe = spec.recipe
+        import_plugins(recipe.plugins)
         if spec.threads:
             torch.set_num_threads(spec.threads)
         self._spec = spec
         self._rank = rank
         self._world_size = world_size
         self._device = init_distributed(rank, world_size, address, port)
-        config = zero_config(spec.config, spec.dtype)
+        dtype = recipe.model.dtype
+        config = zero_config(recipe.learner, dtype)
         # Partitions the weights while from_pretrained loads them; must outlive the load.
         self._zero_init = HfDeepSpeedConfig(config)
         policy = load_policy(
             spec.model,
-            torch_dtype(spec.dtype),
-            spec.temperature,
-            spec.gradient_checkpointing,
-            spec.checkpoint_every,
+            torch_dtype(dtype),
+            recipe.rollout.temperature,
+            recipe.model.gradient_checkpointing,
+            recipe.model.checkpoint_every,
         )
         engine, *_ = deepspeed.initialize(
-            model=policy, optimizer=make_optimizer(policy, spec.config), config=config
+            model=policy, optimizer=make_optimizer(policy, recipe.learner), config=config
         )
         self._engine: Any = engine
-        self._source = ZeroSource(policy.model, spec.dtype, spec.bucket_bytes)
-        self._objective = Objective(spec)
-        recomputed = spec.checkpoint_every if spec.gradient_checkpointing else 0
-        self._meter = Meter(policy.model.config, spec.dtype, self._device, recomputed)
-        self._reference = Reference(spec, config) if spec.regularization.kl else None
+        self._source = ZeroSource(policy.model, dtype, spec.bucket_bytes)
+        self._objective = Objective(recipe)
+        recomputed = recipe.model.checkpoint_every if recipe.model.gradient_checkpointing else 0
+        self._meter = Meter(policy.model.config, dtype, self._device, recomputed)
+        self._reference = Reference(spec, config) if recipe.regularization.kl else None
         self._sender: Sender | None = None
         self._offloaded = False
-        self._minibatches: list[list[MicroBatch]] = []
+        self._minibatches: list[list[Loaded]] = []
         # By mini-batch; None until one has been scored under the weights that sampled it.
         self._old_logprobs: list[list[torch.Tensor] | None] = []
         self._old_are_kept = False
@@ -79,12 +81,12 @@ class LearnerRank:
 
     def load(self, minibatches: Sequence[Sequence[MicroBatch]]) -> None:
         """This rank's share of the mini-batches of one rollout step."""
-        self._minibatches = [[to_device(m, self._device) for m in part] for part in minibatches]
+        self._minibatches = [[Loaded.onto(self._device, m) for m in part] for part in minibatches]
         self._old_logprobs = [None] * len(minibatches)
         self._old_are_kept = False
         if self._reference is not None:
-            score = self._reference.logprobs
-            self._reference_logprobs = [[score(m) for m in part] for part in self._minibatches]
+            told = self._reference.logprobs
+            self._reference_logprobs = [[told(m) for m in part] for part in self._minibatches]
 
     def remember_logprobs(self) -> None:
         """Keeps the logprobs of every response under the weights that sampled it. Needed only where
@@ -93,7 +95,7 @@ class LearnerRank:
         self._old_are_kept = True
         with torch.no_grad():
             for index, part in enumerate(self._minibatches[1:], start=1):
-                self._old_logprobs[index] = [self._forward(micro)[0] for micro in part]
+                self._old_logprobs[index] = [score(self._engine, loaded) for loaded in part]
 
     def step(self, index: int, number: int) -> dict[str, float]:
         """One optimizer step on mini-batch `index`; `number` counts them over the run from 0.
@@ -101,53 +103,44 @@ class LearnerRank:
         Returns sums over this rank's response tokens (keys ending in _sum, and `tokens`), and
         values that all ranks share.
         """
-        lr = learning_rate(self._spec.config, number, self._spec.optimizer_steps)
+        lr = learning_rate(self._spec.recipe.learner, number, self._spec.optimizer_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         # DeepSpeed averages gradients over ranks; the weights are over all ranks already.
         undo_averaging = self._world_size
-        totals: dict[str, float] = {}
+        totals: dict[str, torch.Tensor] = {}
         old = self._old_logprobs[index]
         found: list[torch.Tensor] = []
         self._meter.start()
-        for i, micro in enumerate(self._minibatches[index]):
-            logprobs_T, entropy_T = self._forward(micro)
+        for i, loaded in enumerate(self._minibatches[index]):
+            logprobs_T, entropy_T = self._engine(*loaded.inputs)
             found.append(logprobs_T.detach())
             old_T = found[i] if old is None else old[i]
             reference = self._reference_logprobs
             reference_T = reference[index][i] if reference else None
             scores = Scores(logprobs_T, entropy_T, old_T, reference_T)
-            loss, sums = self._objective.loss(micro, scores)
+            loss, sums = self._objective.loss(loaded.micro, scores)
             self._engine.backward(loss * undo_averaging, scale_wrt_gas=False)
             for key, value in sums.items():
-                totals[key] = totals.get(key, 0.0) + value
-            self._meter.add(micro)
+                totals[key] = totals[key] + value if key in totals else value
+            self._meter.add(loaded.where, len(loaded.micro.targets_T))
         if self._old_are_kept and old is None:
             self._old_logprobs[index] = found
         self._engine.step()
         grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
-        return totals | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()
-
-    def _forward(self, micro: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._engine(
-            micro.input_ids_S,
-            micro.position_ids_S,
-            micro.cu_seqlens,
-            micro.predict_T,
-            micro.targets_T,
-        )
+        read = torch.stack(list(totals.values())).tolist()  # the one wait for the device
+        sums = dict(zip(totals, read, strict=True))
+        return sums | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1.. of a sequence, each given all tokens before it."""
-        ids = torch.tensor(list(token_ids), device=self._device)
-        length = len(token_ids)
+        ids, length = torch.tensor(list(token_ids), device=self._device), len(token_ids)
+        positions = torch.arange(length)
+        where = segments(torch.tensor([0, length], dtype=torch.int32), positions).to(self._device)
+        positions = positions.to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine(
-                ids,
-                torch.arange(length, device=self._device),
-                torch.tensor([0, length], dtype=torch.int32, device=self._device),
-                torch.arange(length - 1, device=self._device),
-                ids[1:],
+                ids, positions, where, positions[:-1], ids[1:], entropy=False
             )
         return logprobs.tolist()
 

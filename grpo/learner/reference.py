@@ -5,10 +5,9 @@ from typing import Any
 import deepspeed
 import torch
 
-from grpo.learner.policy import load_policy
+from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.spec import LearnerSpec
 from grpo.sync.buckets import torch_dtype
-from grpo.types import MicroBatch
 
 
 class Reference:
@@ -19,18 +18,13 @@ class Reference:
     """
 
     def __init__(self, spec: LearnerSpec, config: dict[str, Any]):
-        policy = load_policy(spec.model, torch_dtype(spec.dtype), spec.temperature, False)
+        recipe = spec.recipe
+        dtype, temperature = torch_dtype(recipe.model.dtype), recipe.rollout.temperature
+        policy = load_policy(spec.model, dtype, temperature, False)
         engine, *_ = deepspeed.initialize(model=policy.eval(), config=config)
         self._engine: Any = engine
 
     @torch.no_grad()
-    def logprobs(self, micro: MicroBatch) -> torch.Tensor:
+    def logprobs(self, loaded: Loaded) -> torch.Tensor:
         """[T] of the response tokens."""
-        logprobs_T, _ = self._engine(
-            micro.input_ids_S,
-            micro.position_ids_S,
-            micro.cu_seqlens,
-            micro.predict_T,
-            micro.targets_T,
-        )
-        return logprobs_T
+        return score(self._engine, loaded)

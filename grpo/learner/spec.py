@@ -1,30 +1,32 @@
-"""What a learner rank is told to build; the driver reads this without loading DeepSpeed."""
+"""What a learner rank builds; the driver reads this without loading DeepSpeed."""
 
 import math
 from dataclasses import dataclass
 
-from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
+from grpo.config.recipe import LearnerConfig, Recipe
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerSpec:
-    """`optimizer_steps` of the whole run shape the schedule; `threads` is for CPU ranks; gradient
-    checkpointing is of every `checkpoint_every`-th layer."""
+    """A run's recipe, and what was decided about its learner when the run was started.
+
+    model: the folder to load
+    transport: a key of `grpo.sync.transport.BACKENDS`
+    bucket_bytes: of weights that travel at a time
+    threads: of each rank on CPU; None leaves them to torch
+    """
 
     model: str
-    dtype: str
-    temperature: float
-    gradient_checkpointing: bool
-    config: LearnerConfig
-    surrogate: Choice
-    optimizer_steps: int
+    recipe: Recipe
     transport: str
     bucket_bytes: int
-    regularization: RegularizationConfig
-    correction: Choice | None = None
-    plugins: tuple[str, ...] = ()
-    threads: int | None = None
-    checkpoint_every: int = 1
+    threads: int | None
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Of the whole run; they shape the decay of the learning rate."""
+        schedule = self.recipe.schedule
+        return schedule.steps * schedule.passes * schedule.minibatches
 
 
 def learning_rate(config: LearnerConfig, step: int, total: int) -> float:

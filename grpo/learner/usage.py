@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from grpo.errors import UserError
+from grpo.learner.attention import Segments
 from grpo.learner.flops import Flops, ModelShape, training_flops, utilization
-from grpo.types import MicroBatch
 
 
 class Meter:
@@ -36,16 +36,15 @@ class Meter:
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
 
-    def add(self, micro: MicroBatch) -> None:
-        """A forward and a backward over this micro-batch."""
+    def add(self, where: Segments, num_targets: int) -> None:
+        """A forward and a backward over a micro-batch of these segments and response tokens."""
         if self._shape is None:
             return
-        starts = micro.cu_seqlens[:-1].long()
         self._flops += training_flops(
             self._shape,
-            micro.cu_seqlens.diff().tolist(),
-            len(micro.targets_T),
-            positions_M=micro.position_ids_S[starts].tolist(),
+            where.lengths,
+            num_targets,
+            positions_M=where.firsts,
             recomputed_layers=-(-self._shape.layers // self._every) if self._every else 0,
         )
 

@@ -1,13 +1,13 @@
 """What end-to-end tests share: small models, one Ray, engines and learners of a kind."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from grpo.config.recipe import BuildConfig, Choice, LearnerConfig, RegularizationConfig, SyncConfig
+from grpo.config.recipe import BuildConfig, Recipe, SyncConfig
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
@@ -48,22 +48,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def learner_spec(
-    model: Path, regularization: RegularizationConfig | None = None, **config: object
+    model: Path, learner: Mapping[str, object] | None = None, **sections: object
 ) -> LearnerSpec:
-    settings = {"lr": 1e-2, "warmup_steps": 0, "weight_decay": 0.0, **config}
-    return LearnerSpec(
-        model=str(model),
-        dtype="float32",
-        temperature=1.0,
-        gradient_checkpointing=False,
-        config=LearnerConfig.model_validate(settings),
-        surrogate=Choice(name="ppo_clip"),
-        optimizer_steps=100,
-        transport="gloo",
-        bucket_bytes=100_000,
-        regularization=regularization or RegularizationConfig(),
-        threads=1,
-    )
+    """One thread, float32, and buckets so small that there are several."""
+    settings = {"lr": 1e-2, "warmup_steps": 0, "weight_decay": 0.0, **(learner or {})}
+    keys = {
+        "name": "test",
+        "model": {"path": str(model), "dtype": "float32", "gradient_checkpointing": False},
+        "data": {"name": "none", "path": "none.jsonl"},
+        "schedule": {"steps": 100},
+        "learner": settings,
+    }
+    recipe = Recipe.model_validate(keys | sections)
+    return LearnerSpec(str(model), recipe, "gloo", bucket_bytes=100_000, threads=1)
 
 
 def start_learner(cluster: Cluster, spec: LearnerSpec, ranks: int) -> Learner:

@@ -1,7 +1,6 @@
 """An optimizer step is the same for every cut into ranks and micro-batches, and after resume."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from transformers import Qwen3Config
 
 from grpo.batch.cut import cut
-from grpo.config.recipe import Choice, LearnerConfig
+from grpo.config.recipe import LearnerConfig
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.learner.flops import ModelShape
@@ -22,8 +21,8 @@ from tests.e2e.steps import RULES, batch, one_and_two_ranks, weights, worst_cut
 
 def spec(model: Path, surrogate: str, optimizer: str) -> LearnerSpec:
     # A large epsilon keeps Adam from amplifying rounding noise on gradients near zero.
-    made = learner_spec(model, optimizer=optimizer, eps=1e-2, grad_clip=0.5)
-    return replace(made, surrogate=Choice(name=surrogate))
+    learner = {"optimizer": optimizer, "eps": 1e-2, "grad_clip": 0.5}
+    return learner_spec(model, learner, surrogate=surrogate)
 
 
 # A surrogate and an optimizer.

@@ -1,7 +1,6 @@
 """The whole loss on ZeRO-3 against the same formulas written out with plain transformers."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from grpo.batch.cut import cut
-from grpo.config.recipe import Choice, RegularizationConfig
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.types import Batch
@@ -18,18 +16,23 @@ from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import after_two_steps, batch, one_and_two_ranks, weights, worst_cut
 
 LR, KL, ENTROPY, HIGH = 1e-2, 0.5, 0.1, 1.1
-TERMS = RegularizationConfig(
-    kl=KL, kl_estimator="k3", entropy=ENTROPY, aggregate=Choice(name="seq_mean_token_mean")
-)
+TERMS = {
+    "kl": KL,
+    "kl_estimator": "k3",
+    "entropy": ENTROPY,
+    "aggregate": "seq_mean_token_mean",
+}
 
 
 @pytest.fixture(scope="module")
 def learners(
     cluster: Cluster, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[int, tuple[Learner, Path]]]:
-    spec = replace(
-        learner_spec(models["tied"], TERMS, optimizer="sgd", lr=LR, grad_clip=0),
-        correction=Choice.model_validate({"name": "truncated_token", "high": HIGH}),
+    spec = learner_spec(
+        models["tied"],
+        {"optimizer": "sgd", "lr": LR, "grad_clip": 0},
+        regularization=TERMS,
+        correction={"name": "truncated_token", "high": HIGH},
     )
     with one_and_two_ranks(cluster, spec, tmp_path_factory) as started:
         yield started

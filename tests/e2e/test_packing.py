@@ -28,7 +28,7 @@ def learners(
 ) -> Iterator[tuple[Path, dict[int, tuple[Learner, Path]]]]:
     name, every = request.param
     spec = replace(
-        learner_spec(models[name], optimizer="sgd", lr=LR, grad_clip=0),
+        learner_spec(models[name], {"optimizer": "sgd", "lr": LR, "grad_clip": 0}),
         gradient_checkpointing=every is not None,
         checkpoint_every=every or 1,
     )

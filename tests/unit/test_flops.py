@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3Config
 
 from grpo.errors import UserError
+from grpo.learner.attention import Segments, segments
 from grpo.learner.flops import (
     Flops,
     ModelShape,
@@ -20,7 +21,6 @@ from grpo.learner.flops import (
     utilization,
 )
 from grpo.learner.usage import Meter, usage_metrics
-from grpo.types import MicroBatch
 
 SMALL = ModelShape(
     layers=2, hidden=4, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocab=10, tied=True
@@ -160,22 +160,10 @@ def test_a_mixture_of_experts_is_refused_with_its_key():
         ModelShape.of(MixtralConfig(num_hidden_layers=1))
 
 
-def micro_batch() -> MicroBatch:
+def shared_prompt() -> Segments:
     """A prompt of three tokens that two answers of two share."""
-    zeros_N, zeros_T = torch.zeros(2), torch.zeros(4, dtype=torch.long)
-    return MicroBatch(
-        input_ids_S=torch.zeros(7, dtype=torch.long),
-        position_ids_S=torch.tensor([0, 1, 2, 3, 4, 3, 4]),
-        cu_seqlens=torch.tensor([0, 3, 5, 7], dtype=torch.int32),
-        predict_T=torch.tensor([2, 3, 2, 5]),
-        targets_T=zeros_T,
-        row_T=zeros_T,
-        advantages_N=zeros_N,
-        weights_N=zeros_N,
-        regular_weights_N=zeros_N,
-        sampler_logprobs_T=zeros_T.float(),
-        rows_N=torch.tensor([0, 1]),
-    )
+    starts = torch.tensor([0, 3, 5, 7], dtype=torch.int32)
+    return segments(starts, torch.tensor([0, 1, 2, 3, 4, 3, 4]))
 
 
 def test_a_meter_counts_what_lies_in_the_micro_batches_and_starts_anew():
@@ -185,7 +173,7 @@ def test_a_meter_counts_what_lies_in_the_micro_batches_and_starts_anew():
     for count in (2, 1):
         meter.start()
         for _ in range(count):
-            meter.add(micro_batch())
+            meter.add(shared_prompt(), num_targets=4)
         found = meter.stop()
         assert found["flops"] == pytest.approx(count * expected)
         assert "mfu" not in found and found["peak_bytes"] > 1e7 and found["seconds"] > 0
@@ -194,7 +182,7 @@ def test_a_meter_counts_what_lies_in_the_micro_batches_and_starts_anew():
 def test_a_model_that_cannot_be_counted_still_has_its_memory_measured():
     meter = Meter(MixtralConfig(num_hidden_layers=1), "bfloat16", torch.device("cpu"), 1)
     meter.start()
-    meter.add(micro_batch())
+    meter.add(shared_prompt(), num_targets=4)
     assert meter.stop().keys() == {"seconds", "peak_bytes"}
 
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo import CORRECTIONS, SURROGATES
-from grpo.config.recipe import Choice, LearnerConfig, RegularizationConfig
+from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.learner.objective import Objective, Scores
-from grpo.learner.spec import LearnerSpec
 from grpo.types import MicroBatch
 
 fewer = settings(max_examples=10, deadline=None)
@@ -25,20 +24,17 @@ def objective(
     correction: dict[str, Any] | str | None = None,
     **regularization: Any,
 ) -> Objective:
-    spec = LearnerSpec(
-        model="none",
-        dtype="float32",
-        temperature=1.0,
-        gradient_checkpointing=False,
-        config=LearnerConfig(),
-        surrogate=Choice.model_validate(surrogate),
-        optimizer_steps=1,
-        transport="gloo",
-        bucket_bytes=1,
-        regularization=RegularizationConfig.model_validate(regularization),
-        correction=None if correction is None else Choice.model_validate(correction),
+    recipe = Recipe.model_validate(
+        {
+            "name": "test",
+            "model": {"path": "none"},
+            "data": {"name": "none", "path": "none.jsonl"},
+            "surrogate": surrogate,
+            "correction": correction or "none",
+            "regularization": regularization,
+        }
     )
-    return Objective(spec)
+    return Objective(recipe)
 
 
 @dataclass(frozen=True)
@@ -101,8 +97,9 @@ class Outcome:
 
 def outcome(part: Objective, rows: list[Row]) -> Outcome:
     micro, scores = case(rows)
-    loss, sums = part.loss(micro, scores)
+    loss, measured = part.loss(micro, scores)
     loss.backward()
+    sums = {key: value.item() for key, value in measured.items()}
     logprobs_T, entropy_T = scores.logprobs_T.grad, scores.entropy_T.grad
     assert logprobs_T is not None
     by_entropy = [] if entropy_T is None else entropy_T.tolist()

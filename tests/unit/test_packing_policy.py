@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from grpo.batch.cut import cut
 from grpo.config.recipe import BuildConfig
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
-from grpo.learner.policy import Policy, load_policy
+from grpo.learner.policy import Loaded, Policy, load_policy
 from grpo.types import Batch
 from tests.unit.made_batches import batch_of, response, scored
 
@@ -62,9 +62,7 @@ def packed(policy: Policy, batch: Batch, budget: int, shared_prefix: bool) -> li
     policy.zero_grad()
     total = torch.zeros(())
     for m in micros:
-        logprobs_T, entropy_T = policy(
-            m.input_ids_S, m.position_ids_S, m.cu_seqlens, m.predict_T, m.targets_T
-        )
+        logprobs_T, entropy_T = policy(*Loaded.onto(torch.device("cpu"), m).inputs)
         loss = -(m.weights_N[m.row_T] * (logprobs_T + ENTROPY * entropy_T)).sum()
         loss.backward()
         total += loss.detach()
