@@ -148,7 +148,8 @@ def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
         for future in [future for future in running if future.done()]:
             running.pop(future).result()
         if running:
-            patience.look([call.worker for call in running.values()], len(calls))
+            answered = [call for call in calls if call.future not in running]
+            patience.look(list(running.values()), answered)
     if patience is not None:
         patience.end()
     return [call.result() for call in calls]
@@ -157,16 +158,24 @@ def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
 class _Push:
     """Hands a chunk of weights to every engine and waits; called from within learner rank 0."""
 
-    def __init__(self, actors: list[Any], timeout_s: float):
-        self._actors = actors
+    def __init__(self, actors: dict[str, Any], timeout_s: float):
+        self._actors = actors  # by the worker's name
         self._timeout_s = timeout_s
 
     def __call__(self, info: dict[str, Any]) -> None:
-        refs = [actor.call.remote("receive", info) for actor in self._actors]
+        refs = {actor.call.remote("receive", info): name for name, actor in self._actors.items()}
         try:
-            ray.get(refs, timeout=self._timeout_s)
+            ray.get(list(refs), timeout=self._timeout_s)
         except GetTimeoutError as error:
-            raise RunError(f"engines took longer than {self._timeout_s:.0f} s") from error
+            _, pending = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            if not pending:  # the last one answered in this very moment
+                ray.get(list(refs))
+                return
+            names = ", ".join(f"{refs[ref]} (receive)" for ref in pending)
+            raise RunError(
+                f"no answer within {self._timeout_s:.0f} s from {names}; sync.timeout_s moves this "
+                "deadline"
+            ) from error
 
 
 class Cluster:
@@ -268,7 +277,7 @@ class Cluster:
 
     def push_to(self, workers: Sequence[Worker], timeout_s: float) -> Callable[..., None]:
         """A function for the learner that hands weights to these engines."""
-        return _Push([worker._actor for worker in workers], timeout_s)
+        return _Push({worker.name: worker._actor for worker in workers}, timeout_s)
 
     def _environment(self) -> dict[str, str]:
         # Plugins are looked up in the working directory, as `python -m` would.

@@ -120,7 +120,7 @@ class RolloutStream:
             return []
         done = self._next_done(wait_s)
         if not done:
-            self._patience.look([call.worker for call in self._running.values()], self.running)
+            self._patience.look(list(self._running.values()))
             waited_s = time.monotonic() - self._since
             if waited_s > self._timeout_s:
                 moved = f" ({self._timeout_key})" if self._timeout_key else ""

@@ -13,14 +13,26 @@ log = logging.getLogger(__name__)
 STRAGGLER_S = 120.0
 
 
-class Waited(Protocol):
-    """A worker that has not answered yet."""
+# Beyond this many, workers that have answered are counted instead of listed.
+_MOST_NAMES = 8
 
+
+class Process(Protocol):
     @property
     def name(self) -> str: ...
 
     @property
     def log(self) -> Path: ...
+
+
+class Called(Protocol):
+    """A call to a worker, answered or not."""
+
+    @property
+    def worker(self) -> Process: ...
+
+    @property
+    def method(self) -> str: ...
 
 
 class Patience:
@@ -46,20 +58,21 @@ class Patience:
         """Seconds until the next warning is due."""
         return max(0.0, self._since + self._next_s - time.monotonic())
 
-    def look(self, waited_for: Sequence[Waited], asked: int) -> None:
-        """Warns where it is time to; `asked` is how many were to answer in all."""
+    def look(self, pending: Sequence[Called], answered: Sequence[Called] = ()) -> None:
+        """Warns if a warning is due. `pending` must not be empty."""
         if self.left_s > 0:
             return
-        times = Counter(worker.name for worker in waited_for)
-        names = ", ".join(f"{name} ({n} calls)" if n > 1 else name for name, n in times.items())
-        others = asked - len(waited_for)
+        counts = Counter((call.worker.name, call.method) for call in pending)
+        names = ", ".join(
+            f"{name} ({method}, {n} calls)" if n > 1 else f"{name} ({method})"
+            for (name, method), n in counts.items()
+        )
         log.warning(
-            "%s: no answer for %.0f s from %s%s. See %s",
-            self._kind,
+            "no answer for %.0f s from %s%s. See %s",
             time.monotonic() - self._since,
             names,
-            f" ({others} of {asked} have answered)" if others else "",
-            waited_for[0].log,
+            _who_answered(answered),
+            pending[0].worker.log,
         )
         self._next_s *= 2
 
@@ -67,3 +80,12 @@ class Patience:
         """All have answered."""
         took_s = time.monotonic() - self._since
         self._usual[self._kind] = max(took_s, self._usual.get(self._kind, 0.0))
+
+
+def _who_answered(calls: Sequence[Called]) -> str:
+    if not calls:
+        return ""
+    names = list(dict.fromkeys(call.worker.name for call in calls))
+    return "; answered: " + (
+        ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} others"
+    )
