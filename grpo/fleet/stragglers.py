@@ -1,4 +1,4 @@
-"""Names whoever keeps the others waiting, long before the deadline: a rank that hangs in a
+"""Names workers that keep the others waiting, long before the deadline: a rank that hangs in a
 collective, an engine whose machine swaps."""
 
 import logging
@@ -36,10 +36,10 @@ class Called(Protocol):
 
 
 class Patience:
-    """How long one kind of call may take before somebody should know.
+    """How long one kind of call may take before a warning is due.
 
-    That is two minutes, and twice the longest time that a call of this kind has ever taken: what
-    always takes long is no straggler. From then on whoever is waited for is named again each time
+    The first is due after two minutes, or after twice the longest time that a call of this kind
+    has taken if that is more: what always takes long is no straggler. The next is due each time
     the wait has doubled. `usual` keeps the longest times by kind, in seconds.
     """
 
@@ -49,7 +49,7 @@ class Patience:
         self.begin()
 
     def begin(self) -> None:
-        """The wait begins, or begins again as something has come."""
+        """Starts the wait, or starts it again after an answer."""
         self._since = time.monotonic()
         self._next_s = max(STRAGGLER_S, 2 * self._usual.get(self._kind, 0.0))
 
@@ -77,7 +77,7 @@ class Patience:
         self._next_s *= 2
 
     def end(self) -> None:
-        """All have answered."""
+        """Ends the wait: what was awaited has arrived."""
         took_s = time.monotonic() - self._since
         self._usual[self._kind] = max(took_s, self._usual.get(self._kind, 0.0))
 

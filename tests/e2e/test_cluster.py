@@ -131,8 +131,7 @@ def test_a_deadline_names_who_missed_it_and_the_key_that_moves_it(start):
     with pytest.raises(RunError) as raised:
         gather(calls, 0.5, "learner.timeout_s")
     assert str(raised.value) == (
-        f"no answer within 0 s from {other.name} (answer_after); learner.timeout_s moves this "
-        "deadline"
+        f"no answer within 0 s from {other.name} (answer_after); learner.timeout_s sets this limit"
     )
 
 
@@ -144,7 +143,7 @@ def test_an_engine_that_does_not_take_a_chunk_of_weights_is_named(start, cluster
     with pytest.raises(RunError) as raised:
         cluster.push_to(workers, 5.0)({})
     assert str(raised.value) == (
-        f"no answer within 5 s from {workers[1].name} (receive); sync.timeout_s moves this deadline"
+        f"no answer within 5 s from {workers[1].name} (receive); sync.timeout_s sets this limit"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from grpo.errors import RunError
 from grpo.fleet import engines, stragglers
 from grpo.fleet.engines import RolloutStream
 from grpo.fleet.stragglers import Patience
@@ -87,12 +88,26 @@ def test_of_many_workers_that_have_answered_only_the_number_is_given(clock, capl
     assert "learner-9 (step); answered: 9 others. See" in said(caplog)[0]
 
 
-def test_prompts_that_still_wait_in_the_driver_do_not_count_as_answered(clock, caplog, monkeypatch):
-    monkeypatch.setattr(engines, "_MOST_ANSWERS", 4)
+def stream_of(count: int, timeout_s: float) -> RolloutStream:
+    """Two answers each to `count` prompts, from one engine."""
     worker: Any = Worker("rollout-0", Path("logs/rollout-0.log"))
     sampling = Sampling(4, 1.0, 1.0, 0)
-    stream = RolloutStream([worker], 2, sampling, lambda _: 0, 3600.0, "rollout.timeout_s")
-    stream.submit([Prompt(n, Row(str(n), "", ""), (1, 2)) for n in range(5)])
+    stream = RolloutStream([worker], 2, sampling, lambda _: 0, timeout_s, "rollout.timeout_s")
+    stream.submit([Prompt(n, Row(str(n), "", ""), (1, 2)) for n in range(count)])
+    return stream
+
+
+def test_the_deadline_of_a_group_names_the_engines_and_the_key_that_sets_it():
+    with pytest.raises(RunError) as raised:
+        stream_of(3, timeout_s=0.0).finished(0.0)
+    assert str(raised.value) == (
+        "no group from rollout-0 within 0 s; rollout.timeout_s sets this limit"
+    )
+
+
+def test_prompts_that_still_wait_in_the_driver_do_not_count_as_answered(clock, caplog, monkeypatch):
+    monkeypatch.setattr(engines, "_MOST_ANSWERS", 4)
+    stream = stream_of(5, timeout_s=3600.0)
     clock.now += 120
     assert stream.finished(0.0) == [] and stream.running == 5
     assert said(caplog) == [
