@@ -1,6 +1,6 @@
-"""Ray: starts the worker processes, calls them, and turns what goes wrong there into our errors.
+"""Ray: starts the worker processes, calls them, and turns their failures into our errors.
 
-The only file that imports Ray. Everything it runs is a plain class that tests build without it.
+The only file that imports Ray. The workers are plain classes, which tests build without it.
 """
 
 import logging
@@ -25,10 +25,10 @@ from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec, engine_environment, on_gpu
 
 _TAIL_LINES = 15
-# Calls at once of a worker whose methods are coroutines. Ray's default is 1,000: with that many
-# groups under way no call to pause or to abort them would begin.
+# Concurrent calls of a worker whose methods are coroutines. Ray's default is 1,000: with that many
+# groups under way, a call to pause or abort them would never start.
 _ANY_NUMBER = 1_000_000
-# Of one GPU, where a learner rank and an engine share it.
+# Fractions of the GPU that a learner rank and an engine share.
 _COLOCATED_SHARES = {"rollout": 0.4, "learner": 0.6}
 
 
@@ -52,7 +52,7 @@ class _Host:
 
 
 class _AsyncHost(_Host):
-    """The same for workers whose methods are coroutines: many calls run at once."""
+    """The same for workers whose methods are coroutines: calls run concurrently."""
 
     async def call(self, method: str, *args: Any) -> Any:
         return await methodcaller(method, *args)(self._worker)
@@ -84,11 +84,11 @@ class Worker:
     def __init__(self, name: str, actor: Any, log: Path, usual: dict[str, float]):
         self.name = name
         self.log = log
-        self.usual = usual  # of all workers, see Patience
+        self.usual = usual  # shared by all workers, see Patience
         self._actor = actor
 
     def call(self, method: str, *args: Any) -> "Call":
-        """Starts a call. A worker whose methods are coroutines runs any number of them at once."""
+        """Starts a call. A worker whose methods are coroutines runs any number concurrently."""
         return Call(self, method, self._actor.call.remote(method, *args).future())
 
     def kill(self) -> None:
@@ -108,7 +108,7 @@ class Call:
         self.future = future
 
     def when_done(self, tell: Callable[["Call"], None]) -> None:
-        """`tell` gets this call once it has ended, well or not; from any thread."""
+        """Runs `tell` on this call, in any thread, once it has finished or failed."""
         self.future.add_done_callback(lambda _: tell(self))
 
     def result(self) -> Any:
@@ -131,9 +131,11 @@ class Call:
 
 
 def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
-    """The results in order. The first failure of any call raises at once, without waiting for
-    the others. Who keeps the others waiting is named while they wait (`Patience`); past the
-    deadline a RunError names them, and the recipe's `key` that moves it."""
+    """The results in order. Raises the first failure at once, without waiting for the others.
+
+    Warns of workers that keep the others waiting (see `Patience`). After `timeout_s` raises a
+    RunError that names them and `key`, the recipe key that sets this limit.
+    """
     calls = list(calls)
     patience = Patience(calls[0].method, calls[0].worker.usual) if calls else None
     deadline = time.monotonic() + timeout_s
@@ -142,31 +144,40 @@ def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
         left = deadline - time.monotonic()
         if left <= 0:
             names = ", ".join(f"{call.worker.name} ({call.method})" for call in running.values())
-            moved = f"; {key} moves this deadline" if key else ""
-            raise RunError(f"no answer within {timeout_s:.0f} s from {names}{moved}")
+            limit = f"; {key} sets this limit" if key else ""
+            raise RunError(f"no answer within {timeout_s:.0f} s from {names}{limit}")
         wait(running, timeout=min(left, patience.left_s), return_when=FIRST_EXCEPTION)
         for future in [future for future in running if future.done()]:
             running.pop(future).result()
         if running:
-            patience.look([call.worker for call in running.values()], len(calls))
+            answered = [call for call in calls if call.future not in running]
+            patience.look(list(running.values()), answered)
     if patience is not None:
         patience.end()
     return [call.result() for call in calls]
 
 
 class _Push:
-    """Hands a chunk of weights to every engine and waits; called from within learner rank 0."""
+    """Hands a chunk of weights to every engine and waits for them; runs in learner rank 0."""
 
-    def __init__(self, actors: list[Any], timeout_s: float):
-        self._actors = actors
+    def __init__(self, actors: dict[str, Any], timeout_s: float):
+        self._actors = actors  # by the worker's name
         self._timeout_s = timeout_s
 
     def __call__(self, info: dict[str, Any]) -> None:
-        refs = [actor.call.remote("receive", info) for actor in self._actors]
+        refs = {actor.call.remote("receive", info): name for name, actor in self._actors.items()}
         try:
-            ray.get(refs, timeout=self._timeout_s)
+            ray.get(list(refs), timeout=self._timeout_s)
         except GetTimeoutError as error:
-            raise RunError(f"engines took longer than {self._timeout_s:.0f} s") from error
+            _, pending = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            if not pending:  # the last answer has arrived since
+                ray.get(list(refs))
+                return
+            names = ", ".join(f"{refs[ref]} (receive)" for ref in pending)
+            raise RunError(
+                f"no answer within {self._timeout_s:.0f} s from {names}; sync.timeout_s sets this "
+                "limit"
+            ) from error
 
 
 class Cluster:
@@ -181,9 +192,9 @@ class Cluster:
         self._group: Any = None
 
     def __enter__(self) -> "Cluster":
-        # Ray's default would let every other process of the machine go before the trainer.
+        # By default Ray's workers yield the CPU to every other process on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # What Ray says of its own ways (that authentication is on, say) is not about the run.
+        # Ray's notices about itself, such as that token authentication is on, do not concern a run.
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),
@@ -232,8 +243,8 @@ class Cluster:
             ray.get(self._group.ready())
 
     def rollout_workers(self, spec: EngineSpec, count: int, threads: int | None) -> list[Worker]:
-        """Starts the engines' processes; `call("start")` then brings the engines up. `threads` of
-        each are for CPU."""
+        """Starts the engines' processes; `call("start")` then brings the engines up. `threads`:
+        per engine, on CPU."""
         self._pair(count)
         environment = engine_environment(threads, spec.tensor_parallel) | self._environment()
         return [
@@ -249,7 +260,7 @@ class Cluster:
         ]
 
     def learner_ranks(self, spec: LearnerSpec, count: int) -> list[Worker]:
-        """Starts the ZeRO-3 ranks; they meet each other while they are built."""
+        """Starts the ZeRO-3 ranks, which join their process group while they are constructed."""
         self._pair(count)
         port = free_port()
         environment = self._environment()
@@ -268,7 +279,7 @@ class Cluster:
 
     def push_to(self, workers: Sequence[Worker], timeout_s: float) -> Callable[..., None]:
         """A function for the learner that hands weights to these engines."""
-        return _Push([worker._actor for worker in workers], timeout_s)
+        return _Push({worker.name: worker._actor for worker in workers}, timeout_s)
 
     def _environment(self) -> dict[str, str]:
         # Plugins are looked up in the working directory, as `python -m` would.

@@ -1,4 +1,4 @@
-"""All rollout workers as one: groups go out, and come back as they finish."""
+"""All rollout workers as one: prompts go out, groups come back as they finish."""
 
 import time
 from collections import deque
@@ -15,14 +15,14 @@ from grpo.types import Group, Prompt
 
 _START_TIMEOUT_S = 1800.0
 POLL_S = 0.5  # how soon a stop is noticed
-# Answers at once in one engine: several times what vLLM runs at a time, so that it never runs dry.
+# Answers in flight per engine: several times what vLLM runs at once, so that it never runs out.
 _MOST_ANSWERS = 4096
 
 
 class RolloutPool:
-    """Routes whole groups, so that siblings share a prefix cache, to the least busy engine.
+    """Routes whole groups to the least busy engine, so that siblings share a prefix cache.
 
-    `timeout_key` is the recipe's key for `timeout_s`, which errors name.
+    `timeout_key`: the recipe key that sets `timeout_s`, for error messages.
     """
 
     def __init__(self, workers: Sequence[Worker], timeout_s: float, timeout_key: str = ""):
@@ -36,7 +36,7 @@ class RolloutPool:
     def stream(
         self, count: int, sampling: Sampling, seed_of: Callable[[Prompt], int]
     ) -> "RolloutStream":
-        """`count` answers to every prompt that is submitted to it."""
+        """Samples `count` answers to every prompt submitted to it."""
         limit = (self._timeout_s, self._timeout_key)
         return RolloutStream(self.workers, count, sampling, seed_of, *limit)
 
@@ -50,8 +50,8 @@ class RolloutPool:
     ) -> Iterator[Group]:
         """Yields a group per prompt in the order in which they finish.
 
-        Once `stop` says so the running requests are aborted and the rest is not yielded. Raises
-        RunError where no group finishes within the pool's timeout.
+        Once `stop()` is true, running requests are aborted and nothing more is yielded. Raises
+        RunError if no group finishes within the pool's timeout.
         """
         stream = self.stream(count, sampling, seed_of)
         stream.submit(prompts)
@@ -66,7 +66,7 @@ class RolloutPool:
         return self.everywhere("score", token_ids)
 
     def everywhere(self, method: str, *args: Any) -> list[Any]:
-        """Calls every engine and waits for all."""
+        """Calls every engine and waits for all of them."""
         calls = [w.call(method, *args) for w in self.workers]
         return gather(calls, self._timeout_s, self._timeout_key)
 
@@ -74,8 +74,8 @@ class RolloutPool:
 class RolloutStream:
     """Prompts go in at any time, groups come out in the order in which they finish.
 
-    An engine gets no more than it can be busy with; the rest waits here, so that a call to pause or
-    abort it gets through at once however many groups are under way.
+    No engine is sent more than it can work on; the other prompts wait here. A call to pause or
+    abort an engine therefore gets through at once, however many groups are under way.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class RolloutStream:
         self._seed_of = seed_of
         self._timeout_s, self._timeout_key = timeout_s, timeout_key
         self._waiting: deque[Prompt] = deque()
-        self._busy = {worker.name: 0 for worker in workers}  # tokens on their way, at most
-        self._sent = {worker.name: 0 for worker in workers}  # groups
+        self._busy = {worker.name: 0 for worker in workers}  # tokens in flight, at most
+        self._sent = {worker.name: 0 for worker in workers}  # groups in flight
         self._running: dict[int, Call] = {}
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._patience = Patience("sample", workers[0].usual)
-        self._since = time.monotonic()  # the last group came, or the first one was asked for
+        self._since = time.monotonic()  # the last group finished, or work began
 
     @property
     def running(self) -> int:
-        """Groups that have not come out yet."""
+        """Groups that were submitted and have not come out yet."""
         return len(self._running) + len(self._waiting)
 
     def submit(self, prompts: Sequence[Prompt]) -> None:
@@ -112,19 +112,20 @@ class RolloutStream:
         self._send()
 
     def finished(self, wait_s: float) -> list[Group]:
-        """The groups that are done; waits up to `wait_s` for a first one.
+        """The groups that have finished; waits up to `wait_s` for the first.
 
-        Raises RunError where none has finished within the pool's timeout.
+        Raises RunError if none finishes within the pool's timeout.
         """
         if not self._running:
             return []
         done = self._next_done(wait_s)
         if not done:
-            self._patience.look([call.worker for call in self._running.values()], self.running)
+            self._patience.look(list(self._running.values()))
             waited_s = time.monotonic() - self._since
             if waited_s > self._timeout_s:
-                moved = f" ({self._timeout_key})" if self._timeout_key else ""
-                raise RunError(f"no group finished for {waited_s:.0f} s{moved}")
+                names = ", ".join(sorted({c.worker.name for c in self._running.values()}))
+                limit = f"; {self._timeout_key} sets this limit" if self._timeout_key else ""
+                raise RunError(f"no group from {names} within {self._timeout_s:.0f} s{limit}")
             return []
         self._patience.end()
         self._begin_to_wait()
@@ -133,7 +134,7 @@ class RolloutStream:
         return groups
 
     def abort(self) -> None:
-        """Ends every running request; what they had sampled is lost."""
+        """Aborts every running request; what they had sampled is lost."""
         self._waiting.clear()
         gather([w.call("abort") for w in self._workers], self._timeout_s, self._timeout_key)
         gather(self._running.values(), self._timeout_s, self._timeout_key)
@@ -146,7 +147,7 @@ class RolloutStream:
         self._patience.begin()
 
     def _next_done(self, wait_s: float) -> list[Call]:
-        """Every call that has ended, after up to `wait_s` for a first one."""
+        """Every call that has ended; waits up to `wait_s` for the first."""
         done: list[Call] = []
         with suppress(Empty):
             done.append(self._done.get(timeout=wait_s))
@@ -155,7 +156,7 @@ class RolloutStream:
         return done
 
     def _settle(self, call: Call) -> Group:
-        """Raises what the call did."""
+        """The group of a call that has ended. Raises what the call raised."""
         del self._running[id(call)]
         group: Group = call.result()
         self._busy[call.worker.name] -= self._most_tokens(group.prompt)
@@ -163,7 +164,7 @@ class RolloutStream:
         return group
 
     def _send(self) -> None:
-        """Waiting prompts go to the engine that has least to do, as far as there is room."""
+        """Sends waiting prompts to the least busy engines until those are full."""
         most = max(1, _MOST_ANSWERS // self._count)
         while self._waiting:
             free = [worker for worker in self._workers if self._sent[worker.name] < most]

@@ -8,7 +8,7 @@ from grpo.fleet.cluster import Worker, gather
 from grpo.learner.usage import usage_metrics
 from grpo.types import MicroBatch
 
-# Sums over tokens that become means; those of parts that are off are not there.
+# Sums over tokens, logged as means. Parts that are switched off report none.
 _MEANS = {
     "entropy_sum": "learn/entropy",
     "kl_sum": "learn/kl_old_new",
@@ -36,7 +36,7 @@ class Learner:
         self.everywhere("remember_logprobs")
 
     def step(self, index: int, number: int) -> dict[str, float]:
-        """One optimizer step; metrics under their logged names."""
+        """One optimizer step. Returns metrics under their logged names."""
         ranks: list[dict[str, float]] = self.everywhere("step", index, number)
         tokens = sum(rank["tokens"] for rank in ranks)
         means = {
@@ -56,7 +56,7 @@ class Learner:
         return self.everywhere("score", token_ids)[0]
 
     def save(self, folder: Path) -> None:
-        """Writes zero/ (to resume from) and hf/ (that transformers and vLLM load)."""
+        """Writes zero/, to resume from, and hf/, which transformers and vLLM load."""
         self.everywhere("save", folder / "zero")
         self.everywhere("export", folder / "hf")
 

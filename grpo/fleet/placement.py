@@ -1,5 +1,5 @@
-"""Where engines and learner ranks stand, how weights travel between them, and on how many threads
-each computes."""
+"""Where engines and learner ranks run, how weights travel between them, and how many threads each
+uses."""
 
 import os
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from grpo.sync.transport import pick_transport
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Decided once a start, for the driver, the engines and the learner alike.
+    """Decided once per start, for the driver, the engines and the learner alike.
 
     colocated: learner ranks and engines share their GPUs and take turns
     transport: how weights travel, a key of `grpo.sync.transport.BACKENDS`
-    engine_threads, learner_threads: of each engine and each rank on CPU; None leaves them to vLLM
-        and to torch
-    max_model_len: tokens that prompt and answer may have together
+    engine_threads, learner_threads: per engine and per rank on CPU; None leaves the choice to vLLM
+        and torch
+    max_model_len: tokens of prompt and answer together, at most
     """
 
     colocated: bool
@@ -32,8 +32,8 @@ class Placement:
 
 
 def place(recipe: Recipe, model: str) -> Placement:
-    """Where everything goes on this machine, for the model in that folder. Raises UserError for
-    lengths that the model does not have, and for GPUs that would have to be in two places."""
+    """Where everything runs, for the model in the folder `model`. Raises UserError for lengths
+    beyond the model's context, and for overlapping work on too few GPUs."""
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -44,7 +44,7 @@ def place(recipe: Recipe, model: str) -> Placement:
 
 
 def is_colocated(recipe: Recipe) -> bool:
-    """Whether learner ranks and engines share GPUs: as asked, or where there are too few."""
+    """Whether learner ranks and engines share GPUs: as the recipe says, or if there are too few."""
     if recipe.placement != "auto":
         return recipe.placement == "colocated"
     needed = recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
@@ -52,8 +52,8 @@ def is_colocated(recipe: Recipe) -> bool:
     if share and recipe.schedule.max_staleness > 0:
         raise UserError(
             f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
-            f"at once and need {needed} GPUs, and there are {torch.cuda.device_count()}. Set "
-            "max_staleness 0, where they take turns on shared ones, or fewer engines and ranks"
+            f"at the same time and need {needed} GPUs, but there are {torch.cuda.device_count()}. "
+            "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
         )
     return share
 
@@ -68,7 +68,7 @@ def transport_of(recipe: Recipe) -> str:
 
 
 def model_length(recipe: Recipe, model: str) -> int:
-    """The longest prompt plus answer, checked against the model's context."""
+    """The longest prompt plus answer, in tokens. Raises UserError beyond the model's context."""
     context = context_length(model)
     length = recipe.rollout.max_model_len or context
     if length > context:
@@ -84,7 +84,7 @@ def model_length(recipe: Recipe, model: str) -> int:
 
 
 def engine_threads(recipe: Recipe) -> int | None:
-    """Threads of an engine on CPU: its share of the engines' cores. None leaves cores to vLLM."""
+    """Threads of an engine on CPU: its share of the engines' cores. None: vLLM decides."""
     engines = recipe.rollout.engines
     if recipe.rollout.tensor_parallel > 1 and engines == 1 and not recipe.schedule.max_staleness:
         return None
@@ -97,9 +97,9 @@ def learner_threads(recipe: Recipe) -> int:
 
 
 def _cores(recipe: Recipe) -> tuple[int, int]:
-    """Of the engines and of the learner: all cores where they take turns, half each where they work
-    at the same time, an odd one with the learner. With more, threads wait for those that have to
-    share a core."""
+    """Cores of the engines and of the learner: all of them where they take turns, half each where
+    they work at the same time; an odd one goes to the learner. With more threads than cores, all
+    would wait for those that share one."""
     cores = len(os.sched_getaffinity(0))
     if not recipe.schedule.max_staleness:
         return cores, cores

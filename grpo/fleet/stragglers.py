@@ -1,4 +1,4 @@
-"""Names whoever keeps the others waiting, long before the deadline: a rank that hangs in a
+"""Names workers that keep the others waiting, long before the deadline: a rank that hangs in a
 collective, an engine whose machine swaps."""
 
 import logging
@@ -13,9 +13,11 @@ log = logging.getLogger(__name__)
 STRAGGLER_S = 120.0
 
 
-class Waited(Protocol):
-    """A worker that has not answered yet."""
+# Beyond this many, workers that have answered are counted instead of listed.
+_MOST_NAMES = 8
 
+
+class Process(Protocol):
     @property
     def name(self) -> str: ...
 
@@ -23,11 +25,21 @@ class Waited(Protocol):
     def log(self) -> Path: ...
 
 
-class Patience:
-    """How long one kind of call may take before somebody should know.
+class Called(Protocol):
+    """A call to a worker, answered or not."""
 
-    That is two minutes, and twice the longest time that a call of this kind has ever taken: what
-    always takes long is no straggler. From then on whoever is waited for is named again each time
+    @property
+    def worker(self) -> Process: ...
+
+    @property
+    def method(self) -> str: ...
+
+
+class Patience:
+    """How long one kind of call may take before a warning is due.
+
+    The first is due after two minutes, or after twice the longest time that a call of this kind
+    has taken if that is more: what always takes long is no straggler. The next is due each time
     the wait has doubled. `usual` keeps the longest times by kind, in seconds.
     """
 
@@ -37,7 +49,7 @@ class Patience:
         self.begin()
 
     def begin(self) -> None:
-        """The wait begins, or begins again as something has come."""
+        """Starts the wait, or starts it again after an answer."""
         self._since = time.monotonic()
         self._next_s = max(STRAGGLER_S, 2 * self._usual.get(self._kind, 0.0))
 
@@ -46,24 +58,34 @@ class Patience:
         """Seconds until the next warning is due."""
         return max(0.0, self._since + self._next_s - time.monotonic())
 
-    def look(self, waited_for: Sequence[Waited], asked: int) -> None:
-        """Warns where it is time to; `asked` is how many were to answer in all."""
+    def look(self, pending: Sequence[Called], answered: Sequence[Called] = ()) -> None:
+        """Warns if a warning is due. `pending` must not be empty."""
         if self.left_s > 0:
             return
-        times = Counter(worker.name for worker in waited_for)
-        names = ", ".join(f"{name} ({n} calls)" if n > 1 else name for name, n in times.items())
-        others = asked - len(waited_for)
+        counts = Counter((call.worker.name, call.method) for call in pending)
+        names = ", ".join(
+            f"{name} ({method}, {n} calls)" if n > 1 else f"{name} ({method})"
+            for (name, method), n in counts.items()
+        )
         log.warning(
-            "%s: no answer for %.0f s from %s%s. See %s",
-            self._kind,
+            "no answer for %.0f s from %s%s. See %s",
             time.monotonic() - self._since,
             names,
-            f" ({others} of {asked} have answered)" if others else "",
-            waited_for[0].log,
+            _who_answered(answered),
+            pending[0].worker.log,
         )
         self._next_s *= 2
 
     def end(self) -> None:
-        """All have answered."""
+        """Ends the wait: what was awaited has arrived."""
         took_s = time.monotonic() - self._since
         self._usual[self._kind] = max(took_s, self._usual.get(self._kind, 0.0))
+
+
+def _who_answered(calls: Sequence[Called]) -> str:
+    if not calls:
+        return ""
+    names = list(dict.fromkeys(call.worker.name for call in calls))
+    return "; answered: " + (
+        ", ".join(names) if len(names) <= _MOST_NAMES else f"{len(names)} others"
+    )

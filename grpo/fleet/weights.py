@@ -1,4 +1,4 @@
-"""A whole weight update as the driver sees it: both sides in step, one deadline, then a check."""
+"""A whole weight update, seen from the driver: both sides in step, one deadline, then a check."""
 
 import math
 import time
@@ -19,7 +19,7 @@ CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
-    """`parts` of the seconds: pause, start, transfer (loading included), finish, resume."""
+    """`parts`: the seconds of pause, start, transfer (loading included), finish and resume."""
 
     seconds: float
     num_bytes: int
@@ -27,9 +27,9 @@ class UpdateStats:
 
 
 class WeightSync:
-    """Takes the learner's weights into every engine and proves that they arrived.
+    """Copies the learner's weights into every engine and checks that they arrived.
 
-    `canary` is a fixed sequence of token ids (two or more) that both sides score.
+    `canary`: a fixed sequence of two or more token ids, which both sides score.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class WeightSync:
         self._asleep = False
 
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
-        """Lets both sides meet. Their processes must be up."""
+        """Connects both sides. Their processes must be running."""
         first = learner_members(self._transport, len(self._learner.workers))
         meeting = Meeting(
             transport=self._transport,
@@ -77,19 +77,19 @@ class WeightSync:
         self._update_info = self._learner.everywhere("update_info")[0]
 
     def release_gpus(self) -> None:
-        """Before the learner works: on shared GPUs the engines give up their memory for it."""
+        """To call before the learner works: on shared GPUs, engines free their memory for it."""
         if self._colocated:
             self._rollouts.everywhere("sleep")
             self._asleep = True
             self._learner.everywhere("reload")
 
     def update(self, version: int) -> UpdateStats:
-        """Replaces the weights of every engine. Raises RunError within the deadline where either
-        side fails; the engines are unusable after that."""
+        """Replaces the weights of every engine. Raises RunError within the deadline if either
+        side fails; the engines are unusable afterwards."""
         started = time.monotonic()
         parts: dict[str, float] = {}
         with _timed(parts, "pause"):
-            if self._asleep:  # weights first, the cache only once they are in: both do not fit yet
+            if self._asleep:  # weights first: the cache does not fit until they have arrived
                 self._learner.everywhere("offload")
                 self._rollouts.everywhere("wake", "weights")
             else:
@@ -116,10 +116,10 @@ class WeightSync:
         return every > 0 and self._num_updates % every == 0
 
     def check_canary(self, dtype: str) -> float:
-        """Largest logprob difference between the learner and any engine on the fixed sequence.
+        """Largest logprob difference, in nats, between the learner and any engine on the canary.
 
-        Raises RunError above the tolerance, as the engines do not hold the learner's weights, and
-        where either side scores nan or an infinity, which no comparison would notice.
+        Raises RunError if it exceeds the tolerance, since an engine then holds other weights than
+        the learner, and if either side scores nan or an infinity, which comparisons let through.
         """
         tolerance = self._config.canary.tolerance or CANARY_TOLERANCE[dtype]
         expected = self._learner.score(self._canary)
@@ -153,7 +153,7 @@ class WeightSync:
 
 
 def _not_finite(logprobs: list[float]) -> str | None:
-    """The first value that is no number to compare, and where it stands; None where all are."""
+    """Describes the first value that is not finite, with its position; None if all are finite."""
     for position, value in enumerate(logprobs, start=1):
         if not math.isfinite(value):
             return f"{value} at token {position} of its check sequence"

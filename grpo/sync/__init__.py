@@ -1,1 +1,1 @@
-"""Weights from the ZeRO-3 learner into the running vLLM engines, never through the disk."""
+"""Weights from the ZeRO-3 learner to the running vLLM engines, without touching the disk."""

@@ -1,4 +1,4 @@
-"""How a stream of parameters is cut into buckets; both ends of a transport cut alike."""
+"""How a stream of parameters is cut into buckets, in the same way at both ends of a transport."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class WeightMeta:
-    """Name, wire dtype (as in `torch.bfloat16`'s name) and full shape of one parameter."""
+    """Name, dtype on the wire ("bfloat16", say) and full shape of one parameter."""
 
     name: str
     dtype: str
@@ -33,9 +33,9 @@ def total_bytes(metas: Sequence[WeightMeta]) -> int:
 
 
 def plan_buckets(metas: Sequence[WeightMeta], limit_bytes: int) -> list[Bucket]:
-    """Consecutive parameters whose bytes stay within the limit; one larger than it stands alone.
+    """Consecutive parameters that together stay within the limit; a larger one gets its own bucket.
 
-    Sender and receiver both call this on the same list, so they cut the stream alike.
+    Sender and receiver call this with the same list, so they agree on the buckets.
     """
     buckets: list[Bucket] = []
     filled = limit_bytes
@@ -49,22 +49,22 @@ def plan_buckets(metas: Sequence[WeightMeta], limit_bytes: int) -> list[Bucket]:
 
 
 def largest_bytes(buckets: Sequence[Bucket]) -> int:
-    """What a buffer must hold to take each of them in turn."""
+    """The size of a buffer that can hold any one of them."""
     return max(total_bytes(bucket) for bucket in buckets)
 
 
 def packed_order(metas: Sequence[WeightMeta], limit_bytes: int) -> list[WeightMeta]:
-    """Parameters above the limit first, the others in their order after them.
+    """Parameters above the limit first, then the others in their order.
 
-    vLLM closes a packed chunk behind the parameter that takes it over the limit. In this order a
-    large one is a chunk of its own, and no chunk holds more than the largest parameter or twice
-    the limit, whichever is more.
+    vLLM closes a packed chunk after the parameter that takes it over the limit. In this order each
+    large parameter is a chunk of its own, and no chunk exceeds the largest parameter or twice the
+    limit, whichever is more.
     """
     return sorted(metas, key=lambda meta: meta.num_bytes <= limit_bytes)
 
 
 def plan_packed(metas: Sequence[WeightMeta], limit_bytes: int) -> list[Bucket]:
-    """The chunks that vLLM's packed NCCL receiver forms of this list: each ends with the parameter
+    """The chunks that vLLM's packed NCCL receiver cuts from this list: each ends with the parameter
     that takes it over the limit."""
     chunks: list[Bucket] = []
     filled = limit_bytes + 1
@@ -89,12 +89,12 @@ def unflatten(flat: torch.Tensor, metas: Sequence[WeightMeta]) -> list[tuple[str
 def shard_range(rank: int, world_size: int, numel: int) -> tuple[int, int]:
     """The elements [start, end) of a flat parameter that a ZeRO-3 rank holds.
 
-    DeepSpeed cuts it into equal shards and fills up the last ones; that padding is left out.
+    DeepSpeed cuts it into equal shards and pads the last ones; the range leaves the padding out.
     """
     share = -(-numel // world_size)
     return min(rank * share, numel), min((rank + 1) * share, numel)
 
 
 def wire_metas(metas: Sequence[WeightMeta]) -> list[dict[str, Any]]:
-    """The metas as plain dictionaries, to travel through vLLM's RPC."""
+    """The metas as plain dictionaries, for vLLM's RPC."""
     return [asdict(meta) for meta in metas]

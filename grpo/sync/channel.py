@@ -1,6 +1,6 @@
-"""A gloo group of its own between ranks of the learner and every vLLM worker.
+"""A separate gloo group of the learner's ranks and every vLLM worker.
 
-Independent of the default process groups of both sides.
+It is independent of the default process groups on both sides.
 """
 
 from datetime import timedelta
@@ -13,7 +13,7 @@ from grpo.errors import RunError
 
 
 class TransferError(RunError):
-    """One side of a weight update failed; the message is that side's own."""
+    """One side of a weight update failed; the message comes from that side."""
 
 
 def in_words(error: Exception) -> str:
@@ -21,10 +21,10 @@ def in_words(error: Exception) -> str:
 
 
 class GlooChannel:
-    """Broadcasts from rank 0, and agreements by which no side is left waiting.
+    """Broadcasts from rank 0, and agreements that leave no side waiting for one that failed.
 
-    `timeout_s` bounds every single wait: a peer that dies or hangs raises within it. Every rank
-    starts the same operations in the same order.
+    `timeout_s` limits every single wait: if a peer dies or hangs, the others raise within it. Every
+    rank must start the same operations in the same order.
     """
 
     def __init__(self, address: str, port: int, rank: int, world_size: int, timeout_s: float):
@@ -39,9 +39,9 @@ class GlooChannel:
         self._round = 0
 
     def start_broadcast(self, tensor: torch.Tensor) -> Any:
-        """Begins to fill `tensor` on every rank with rank 0's; `wait()` on what it returns ends it.
+        """Starts to fill `tensor` on every rank with rank 0's; `wait()` on the result completes it.
 
-        Until then nobody may write to `tensor`, or let go of it.
+        Until then `tensor` must be neither written to nor freed.
         """
         options: Any = dist.BroadcastOptions()
         options.rootRank = 0
@@ -49,7 +49,8 @@ class GlooChannel:
         return self._group.broadcast([tensor], options)
 
     def agree(self, failure: str | None) -> None:
-        """Every rank says whether it failed; if one did, all raise TransferError in its words."""
+        """Every rank reports its failure, or None. If one failed, all raise TransferError with its
+        message."""
         self._round += 1
         if failure is not None:
             self._store.set(f"failure-{self._round}-{self._rank}", failure)
@@ -66,5 +67,5 @@ class GlooChannel:
         self._store.set(key, value)
 
     def read(self, key: str) -> str:
-        """What a rank has published; waits for it."""
+        """What a rank has published under this key; waits until it has."""
         return self._store.get(key).decode()

@@ -1,4 +1,4 @@
-"""Copies between tensors in host memory that do not slow down where other processes work too."""
+"""Copies between tensors in host memory that stay fast while other processes use the cores."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-# Small enough that a thread which has to wait for a core holds little up, large enough that taking
-# the next piece costs nothing beside copying it.
+# Small enough that a thread waiting for a core delays little, large enough that fetching the next
+# piece costs nothing compared with copying it.
 _PIECE_BYTES = 8 << 20
 
 
 def copy_all(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Copies each (to, from); contiguous, of equal shapes.
+    """Copies each pair (to, from) of contiguous tensors of equal shape.
 
-    In pieces that as many threads as torch has take as they come free. `Tensor.copy_` cuts every
-    tensor into equal parts and waits for all of them, tensor by tensor: beside engines that keep
-    a core busy, that is several times slower.
+    The copies are cut into pieces, and as many threads as torch uses take the next piece whenever
+    they are free. `Tensor.copy_` cuts every tensor into equal parts and waits for all of them,
+    tensor by tensor: with an engine keeping a core busy, that is several times slower.
     """
     plain: list[tuple[torch.Tensor, torch.Tensor]] = []
     for to, source in pairs:

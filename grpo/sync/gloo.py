@@ -1,6 +1,6 @@
 """The gloo transport: buckets of bytes from the learner's rank 0 to every engine, over sockets.
 
-Of three buckets at a time one is gathered, one travels, and one is loaded.
+Three buckets are in progress at a time: one is gathered, one travels, one is loaded.
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ class GlooSender:
         channel.agree(failure)
 
     def _fill(self, k: int) -> str | None:
-        """Gathers bucket k, if there is one, into its slot; says what went wrong."""
+        """Gathers bucket k, if there is one, into its slot. Returns what went wrong, or None."""
         if k == len(self._buckets):
             return None
         bucket = self._buckets[k]

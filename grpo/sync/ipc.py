@@ -1,7 +1,7 @@
 """The CUDA IPC transport, learner side: engines on the same GPUs read a shared staging buffer.
 
 The engines run vLLM's built-in "ipc" backend in packed mode, which copies each chunk out of the
-staging buffer before it loads it: staging and copy together are at most two buckets of a GPU.
+staging buffer before loading it: buffer and copy together take at most two buckets of GPU memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from grpo.sync.transport import Meeting, WeightSource
 
 @dataclass(frozen=True, slots=True)
 class StagedChunk:
-    """Parameters that lie at `offset` of the staging buffer; `alone` if nothing fits beside."""
+    """Parameters at byte `offset` of the staging buffer; `alone` if nothing else fits."""
 
     bucket: Bucket
     offset: int
@@ -27,12 +27,12 @@ class StagedChunk:
 
 
 def plan_staging(metas: Sequence[WeightMeta], bucket_bytes: int) -> tuple[int, list[StagedChunk]]:
-    """The staging buffer's bytes, and the chunks that take turns in its two halves.
+    """The size of the staging buffer in bytes, and the chunks that alternate between its halves.
 
-    A parameter larger than half of it takes all of it, while nothing else is on its way.
+    A parameter larger than one half takes the whole buffer, while nothing else is in transit.
     """
     size = max(bucket_bytes, *(meta.num_bytes for meta in metas))
-    size += -size % 32  # both halves begin where any dtype may
+    size += -size % 32  # so that both halves are aligned for every dtype
     half = size // 2
     chunks: list[StagedChunk] = []
     for turn, bucket in enumerate(plan_buckets(metas, half)):
@@ -45,7 +45,7 @@ class IpcSender:
     """See `grpo.sync.transport.Sender`.
 
     Here the learner drives: rank 0 hands each chunk's handles to the engines with `push`, which
-    returns once they have copied the chunk. Meanwhile the ranks gather the next.
+    returns once they have copied the chunk. Meanwhile the ranks gather the next one.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class IpcSender:
                 flat = staging[chunk.offset : end]
                 self._source.fill(chunk.bucket, flat)
                 handle = self._export(flat)
-                # No rank leaves the merge before rank 0 is in it, the last push behind it: what
-                # is filled next is a half that no engine reads any more.
+                # No rank leaves the merge before rank 0 has entered it, after its last push: the
+                # half that is filled next is no longer read by any engine.
                 self._settle()
                 handles = self._merge(handle)
                 if self._meeting.rank == 0:
@@ -88,7 +88,7 @@ class IpcSender:
         self._release()
 
     def _settle(self) -> None:
-        """Waits until the engines have copied what was pushed last; raises what they raised."""
+        """Waits until the engines have copied the last chunk. Raises what they raised."""
         if self._pushing is not None:
             self._pushing.result()
             self._pushing = None
@@ -97,14 +97,14 @@ class IpcSender:
         return torch.empty(self._size, dtype=torch.uint8, device="cuda")
 
     def _export(self, flat: torch.Tensor) -> dict[str, tuple[Any, ...]]:
-        # A new export for every chunk: torch counts its readers, and a reader counts down once
-        # for each time that it opens one.
+        # A new export for every chunk: torch counts the readers of an export, and a reader
+        # decrements the count each time it opens one.
         torch.cuda.current_stream().synchronize()
         gpu = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
         return {gpu: reduce_tensor(flat)[1]}
 
     def _merge(self, mine: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-        """The handles of every rank by GPU: each engine worker looks up its own GPU's."""
+        """The handles of all ranks by GPU; each engine worker looks up its own GPU's."""
         gathered: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
         return {gpu: handle for handles in gathered for gpu, handle in handles.items()}
@@ -120,7 +120,7 @@ class IpcSender:
 
 
 def chunk_info(bucket: Bucket, handles: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """What the engines' `update_weights` is told of a chunk, in vLLM's words."""
+    """The arguments of the engines' `update_weights` for a chunk, under vLLM's names."""
     return {
         "names": [meta.name for meta in bucket],
         "dtype_names": [meta.dtype for meta in bucket],

@@ -1,8 +1,8 @@
 """The NCCL transport, learner side: rank 0 broadcasts what vLLM's packed receiver expects.
 
 The engines run vLLM's built-in "nccl" backend. It takes chunks of uint8 whose bounds both sides
-work out from the list of parameters, so any sender that cuts alike will do; this one gathers
-straight into the chunk that it sends, and holds two of them.
+derive from the list of parameters, so any sender that uses the same bounds will do; this one
+gathers straight into the chunk that it sends, and holds two of them.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ class NcclSender:
                     "world_size": self._meeting.world_size,
                 }
             )
-            # Kept between updates: torch's allocator keeps freed memory by the stream.
+            # Kept between updates, as torch's allocator keeps freed memory per stream.
             self._streams = [self._new_stream(), self._new_stream()]
 
     def update_info(self) -> dict[str, Any]:

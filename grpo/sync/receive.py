@@ -1,4 +1,4 @@
-"""The engines' end of the gloo and shared-memory transports, without vLLM."""
+"""The engines' end of the gloo and shared-memory transports; independent of vLLM."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -9,13 +9,13 @@ from grpo.sync.buckets import WeightMeta, largest_bytes, plan_buckets, total_byt
 from grpo.sync.channel import GlooChannel, in_words
 from grpo.sync.shared_memory import BorrowedView, DoubleBuffer, share
 
-# Takes a bucket's bytes and the named views of them; holds none of them when it returns.
+# Takes a bucket's bytes and the named views of them, and must keep none of them when it returns.
 Load = Callable[[torch.Tensor, list[tuple[str, torch.Tensor]]], None]
 
 
 class Receiver(Protocol):
     def receive(self, metas: Sequence[WeightMeta], bucket_bytes: int, load: Load) -> None:
-        """Takes one update, a bucket at a time. Raises TransferError where any side failed."""
+        """Receives one update, bucket by bucket. Raises TransferError if any side failed."""
         ...
 
 
@@ -65,7 +65,7 @@ class ShmReceiver:
 
 
 def _load(view: BorrowedView, bucket: list[WeightMeta], load: Load) -> str | None:
-    """Hands a bucket over and takes its memory back; says what went wrong."""
+    """Hands a bucket over and takes its memory back. Returns what went wrong, or None."""
     assert view.flat is not None
     try:
         load(view.flat, unflatten(view.flat, bucket))

@@ -9,10 +9,10 @@ from grpo.sync.transport import Meeting, Sender, WeightSource
 def make_sender(
     source: WeightSource, meeting: Meeting, push: Callable[[dict[str, Any]], None]
 ) -> Sender:
-    """`push` hands a chunk to the engines, for the transport whose learner drives (ipc).
+    """`push` hands a chunk to the engines; only ipc, where the learner drives, uses it.
 
-    Each is imported only where it is used: the GPU transports need vLLM, which takes a CPU learner
-    10 s to load.
+    Each transport is imported only when used: those for GPUs need vLLM, which takes a learner on
+    CPU 10 s to import.
     """
     if meeting.transport == "shm":
         from grpo.sync.shm import ShmSender

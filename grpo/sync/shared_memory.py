@@ -12,15 +12,15 @@ import torch
 from grpo.sync.channel import GlooChannel, TransferError, in_words
 
 _TOKEN_BYTES = 16
-# Each slot begins on a page of its own, behind the page with the token.
+# Each slot starts on a page of its own, after the page with the token.
 _PAGE = mmap.PAGESIZE
 
 
 class DoubleBuffer:
-    """Memory for two buckets of up to `slot_bytes`; bucket k lies in slot k modulo 2.
+    """Memory for two buckets of up to `slot_bytes` each; bucket k lies in slot k modulo 2.
 
-    It stays mapped, and its pages stay touched, for as long as the object lives: the first touch
-    of a page costs more than copying it.
+    It stays mapped and resident for as long as the object lives: the first touch of a page costs
+    more than copying it.
     """
 
     def __init__(self, memory: mmap.mmap, slot_bytes: int):
@@ -32,11 +32,11 @@ class DoubleBuffer:
         return cls(mmap.mmap(-1, _total_bytes(slot_bytes)), slot_bytes)
 
     def buffer(self, turn: int, num_bytes: int) -> torch.Tensor:
-        """The first bytes of the slot whose turn it is (uint8)."""
+        """The first `num_bytes` of slot `turn` modulo 2 (uint8)."""
         return torch.from_numpy(self._array(turn, num_bytes))
 
     def borrow(self, turn: int, num_bytes: int) -> "BorrowedView":
-        """The same, to readers whose views must have gone before the slot's next turn."""
+        """The same, for readers that must drop every view before the slot is used again."""
         return BorrowedView(self._array(turn, num_bytes))
 
     def _array(self, turn: int, num_bytes: int) -> np.ndarray:
@@ -46,31 +46,31 @@ class DoubleBuffer:
 
 
 class BorrowedView:
-    """The bytes of a slot for as long as somebody reads them."""
+    """The bytes of a slot, lent to a reader."""
 
     def __init__(self, array: np.ndarray):
         self._alive = weakref.ref(array)
         self.flat: torch.Tensor | None = torch.from_numpy(array)
 
     def give_back(self) -> None:
-        """Ends the borrowing. Raises TransferError where a view of the bytes is still held: it
-        would change under its holder at the slot's next turn."""
+        """Ends the loan. Raises TransferError if a view of the bytes is still held, since its
+        contents would change when the slot is used again."""
         self.flat = None
         if self._alive() is not None:
             gc.collect()
         if self._alive() is not None:
             raise TransferError(
-                "vLLM still holds weights that it was handed, so their memory cannot be used "
-                "again: this version of vLLM needs another sync.transport"
+                "vLLM still holds weights that it was given, so their memory cannot be reused: "
+                "this version of vLLM needs another sync.transport"
             )
 
 
 def share(channel: GlooChannel, slot_bytes: int, owner: bool) -> DoubleBuffer:
-    """Memory for two buckets that every rank of the channel maps; all call this together.
+    """Memory for two buckets that every rank of the channel maps. Collective.
 
-    The owner makes it as an anonymous file and shows the others where its own process holds it
-    open. It never has a name, so that nothing is left behind however the processes end.
-    Raises TransferError on every rank where one cannot open it.
+    The owner creates it as an anonymous file, which the others open through the owner's entries in
+    /proc. The file never has a name, so nothing is left behind however the processes end.
+    Raises TransferError on every rank if one cannot open it.
     """
     size = _total_bytes(slot_bytes)
     file, memory, failure = -1, None, None
@@ -85,17 +85,17 @@ def share(channel: GlooChannel, slot_bytes: int, owner: bool) -> DoubleBuffer:
         if owner:
             channel.publish("shared memory", "/nowhere none")
     try:
-        channel.agree(failure)  # all have it open: the owner's own handle may go
+        channel.agree(failure)  # all have it open: the owner may close its own
     finally:
         if file >= 0:
             os.close(file)
-    assert memory is not None, "a rank without it has raised in agree"
+    assert memory is not None, "agree raises on every rank if one has no memory"
     return DoubleBuffer(memory, slot_bytes)
 
 
 def _create(channel: GlooChannel, size: int) -> tuple[int, mmap.mmap]:
     file = os.memfd_create("grpo-weights")
-    os.posix_fallocate(file, 0, size)  # fails now, not in the middle of an update
+    os.posix_fallocate(file, 0, size)  # fails now rather than during an update
     memory = _map(file, size)
     token = secrets.token_bytes(_TOKEN_BYTES)
     memory[:_TOKEN_BYTES] = token

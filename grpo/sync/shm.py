@@ -1,7 +1,7 @@
 """The shared-memory transport: engines on the learner's host read what its ranks wrote.
 
-While the engines load one bucket, every rank writes its own shard of the next: no gather, and one
-copy in all.
+While the engines load one bucket, every rank writes its own shard of the next: nothing is gathered,
+and each byte is copied once.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from grpo.sync.transport import Meeting, WeightSource
 
 
 class ShmSender:
-    """See `grpo.sync.transport.Sender`. Both sides together hold two buckets, from `open` on."""
+    """See `grpo.sync.transport.Sender`. From `open` on, both sides share two buckets of memory."""
 
     def __init__(self, source: WeightSource, meeting: Meeting):
         self._source = source

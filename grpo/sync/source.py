@@ -20,8 +20,8 @@ from grpo.sync.copying import copy_all
 class ZeroSource:
     """The parameters of a ZeRO-3 module in layer order, in the dtype that vLLM serves.
 
-    `dtype` is a name. `fill` and `write_shard` read the shards where DeepSpeed keeps them and
-    write each byte once: nothing is gathered into memory of its own first.
+    `dtype`: its name, such as "bfloat16". `fill` and `write_shard` read DeepSpeed's own shards and
+    write each byte once wherever they can, without gathering into separate memory first.
     """
 
     def __init__(self, module: torch.nn.Module, dtype: str, limit_bytes: int):
@@ -33,7 +33,7 @@ class ZeroSource:
         self.limit_bytes = limit_bytes
 
     def fill(self, bucket: Bucket, flat: torch.Tensor) -> None:
-        """See `grpo.sync.transport.WeightSource`. Every rank calls it, with a `flat` of its own."""
+        """See `grpo.sync.transport.WeightSource`. Every rank calls it with its own `flat`."""
         waits: list[Any] = []
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         for parameter, out in self._with_places(bucket, flat):
@@ -41,7 +41,7 @@ class ZeroSource:
             if ranks == 1:
                 copies.append((out, shard[: out.numel()]))
                 continue
-            # The last shard may be padded, and the padding would land in the next parameter.
+            # The last shard may be padded, and the padding would overwrite the next parameter.
             fits = out.numel() == ranks * shard.numel()
             if fits and (out.dtype, out.device) == (shard.dtype, shard.device):
                 waits.append(_gather(out, shard, parameter))
@@ -63,8 +63,8 @@ class ZeroSource:
         copy_all(copies)
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors, each valid until the next is asked for. Collective."""
-        import deepspeed  # takes seconds, and only a learner gets here
+        """Full tensors by name, each valid until the next is requested. Collective."""
+        import deepspeed  # takes seconds; only a learner needs it
 
         for bucket in plan_buckets(self.metas, self.limit_bytes):
             parameters = [self._parameters[meta.name] for meta in bucket]

@@ -1,4 +1,4 @@
-"""What every transport offers the learner, and how a run picks one."""
+"""The interface of every transport, and how a run picks one."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -8,16 +8,16 @@ import torch
 
 from grpo.sync.buckets import Bucket, WeightMeta
 
-# vLLM's name of the engine that receives each transport.
+# vLLM's name for the receiving end of each transport.
 BACKENDS = {"gloo": "grpo_gloo", "shm": "grpo_shm", "nccl": "nccl", "ipc": "ipc"}
 
-# The first vLLM whose engine is told at its start how chunks are packed; those before are told
-# with every update.
+# The first vLLM version that takes the packing of chunks once, at initialisation; earlier ones take
+# it with every update.
 _PACKING_AT_START = {"nccl": (0, 28), "ipc": (0, 27)}
 
 
 def installed_vllm() -> tuple[int, int]:
-    """Major and minor version, without the seconds that importing vLLM takes."""
+    """Major and minor version, without importing vLLM, which takes seconds."""
     try:
         found = version("vllm")
     except PackageNotFoundError:
@@ -30,8 +30,8 @@ def installed_vllm() -> tuple[int, int]:
 class Meeting:
     """Where the learner and the engines' workers meet.
 
-    `rank` is the learner's own. `world_size` counts every vLLM worker of every engine, and of the
-    learner rank 0 alone, or all its ranks where each writes its own shard (shm).
+    `rank` is the learner rank's own. `world_size` counts every vLLM worker of every engine, plus
+    the learner's rank 0, or all of its ranks where each writes its own shard (shm).
     """
 
     transport: str
@@ -44,7 +44,7 @@ class Meeting:
     vllm: tuple[int, int] = field(default_factory=installed_vllm)
 
     def engine_info(self, first_rank: int) -> dict[str, Any]:
-        """What an engine's `init_weight_transfer_engine` is told; its workers take the transfer
+        """The arguments of an engine's `init_weight_transfer_engine`; its workers take the transfer
         ranks from `first_rank` on."""
         if self.transport == "ipc":
             return self._packing(at_start=True)
@@ -59,7 +59,7 @@ class Meeting:
         return info | {"timeout_s": self.timeout_s, "transport": self.transport}
 
     def update_packing(self) -> dict[str, Any]:
-        """What belongs into every `update_weights` because `engine_info` could not say it."""
+        """What every `update_weights` must repeat because `engine_info` cannot carry it."""
         return self._packing(at_start=False)
 
     def _packing(self, at_start: bool) -> dict[str, Any]:
@@ -75,35 +75,35 @@ class Meeting:
 
     @property
     def packed_bytes(self) -> int:
-        """vLLM's limit for a packed chunk. A chunk goes over it by its last parameter, so half a
-        bucket keeps it within one (see `grpo.sync.buckets.packed_order`)."""
+        """vLLM's limit for a packed chunk, in bytes: half a bucket. A chunk exceeds the limit by
+        its last parameter, so it stays within one bucket (see `grpo.sync.buckets.packed_order`)."""
         return self.bucket_bytes // 2
 
 
 class WeightSource(Protocol):
-    """What a sender reads: parameters that land in memory of the sender's choosing."""
+    """What a sender reads from: it writes parameters into memory that the sender provides."""
 
     metas: list[WeightMeta]
     limit_bytes: int
 
     def fill(self, bucket: Bucket, flat: torch.Tensor) -> None:
-        """Writes whole parameters back to back into `flat` (uint8); collective over the ranks."""
+        """Writes whole parameters back to back into `flat` (uint8). Collective over the ranks."""
         ...
 
     def write_shard(self, bucket: Bucket, flat: torch.Tensor) -> None:
-        """Writes this rank's part of them, each byte to where `fill` would put it."""
+        """Writes this rank's shards of them, each byte where `fill` would put it."""
         ...
 
 
 class Sender(Protocol):
-    """The learner's end of a transport. Every rank holds one and calls all four in step."""
+    """The learner's end of a transport. Every rank holds one, and all ranks call it in step."""
 
     def open(self) -> None:
         """Joins the engines; runs while they run `init_weight_transfer_engine`."""
         ...
 
     def update_info(self) -> dict[str, Any]:
-        """What the engines' `update_weights` is told once per update."""
+        """The arguments of the engines' `update_weights`, once per update."""
         ...
 
     def send(self) -> None:
@@ -114,13 +114,13 @@ class Sender(Protocol):
 
 
 def learner_members(transport: str, learner_ranks: int) -> int:
-    """How many of the learner's ranks belong to the transfer group, in front of the engines."""
+    """How many of the learner's ranks belong to the transfer group; they precede the engines."""
     return learner_ranks if transport == "shm" else 1
 
 
 def pick_transport(asked: str, *, on_gpu: bool, colocated: bool, one_host: bool = False) -> str:
-    """On CPU shared memory within one host, gloo else; on GPU CUDA IPC where learner and engine
-    share one, NCCL else."""
+    """The transport that was asked for. For "auto": on CPU shared memory within one host, otherwise
+    gloo; on GPU CUDA IPC where learner and engine share a GPU, otherwise NCCL."""
     if asked != "auto":
         return asked
     if not on_gpu:

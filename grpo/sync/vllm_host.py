@@ -43,7 +43,7 @@ class HostUpdateInfo(WeightTransferUpdateInfo):
 
 
 class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo]):
-    """Receives through host memory. May be initialised again, with the other transport too."""
+    """Receives through host memory. Can be initialised again, also with the other transport."""
 
     init_info_cls = HostInitInfo
     update_info_cls = HostUpdateInfo
@@ -79,12 +79,12 @@ class HostWeightTransferEngine(WeightTransferEngine[HostInitInfo, HostUpdateInfo
         pack_tied_heads(self.model)
 
     def shutdown(self) -> None:
-        """Nothing to release: sockets close and memory goes with the process."""
+        """Nothing to release: sockets and memory go with the process."""
 
 
 def keep_waiting(model: torch.nn.Module, flat: torch.Tensor) -> None:
-    """Copies what vLLM has put by until its layer is whole (q of a fused qkv, say) out of `flat`,
-    whose bytes will be overwritten."""
+    """Copies out of `flat`, which will be overwritten, what vLLM holds back until the layer is
+    complete (q of a fused qkv, say)."""
     start = flat.data_ptr()
     end = start + flat.numel()
     for layer in model.modules():
@@ -95,8 +95,8 @@ def keep_waiting(model: torch.nn.Module, flat: torch.Tensor) -> None:
 
 
 def pack_tied_heads(model: torch.nn.Module) -> None:
-    """On CPU the head multiplies by a packed copy of its weight, and layerwise reload packs a tied
-    weight anew only for the embedding: without this the head stays at the old policy."""
+    """On CPU the head multiplies by a packed copy of its weight, and layerwise reload repacks a
+    tied weight for the embedding only: without this, the head would keep the old policy's."""
     embeddings = [m for m in model.modules() if isinstance(m, VocabParallelEmbedding)]
     heads: list[Any] = [m for m in embeddings if isinstance(m, ParallelLMHead)]
     for head in heads:

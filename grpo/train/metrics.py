@@ -74,7 +74,14 @@ def staleness_metrics(used: Sequence[ScoredGroup], version: int) -> dict[str, fl
 
 
 def drift_warning(step: int, metrics: Mapping[str, float]) -> str | None:
-    """What to tell the user where stale answers come from too different a policy."""
+    """What to tell the user where stale answers come from too different a policy, or where the
+    two policies cannot be compared at all, as logprobs are not finite."""
+    if math.isnan(metrics.get("mismatch/kl", 0.0)):
+        return (
+            f"step {step}: mismatch/kl is nan, so logprobs are not finite: training has probably "
+            "diverged. Stop it and resume from an earlier checkpoint (--resume DIR) with a lower "
+            "learner.lr"
+        )
     if not metrics.get("staleness/max") or metrics.get("mismatch/kl", 0.0) <= FAR_POLICY:
         return None
     return (

@@ -15,6 +15,7 @@ class ScriptedWorker:
     def __init__(self, spec: EngineSpec):
         self._released = asyncio.Event()
         self._under_way = self._most = 0
+        self._stalled = False
 
     async def sample(self, prompt: Prompt, count: int, sampling: Sampling, seed: int) -> Group:
         self._under_way += 1
@@ -35,6 +36,13 @@ class ScriptedWorker:
 
     async def score(self, token_ids: list[int]) -> list[float]:
         return [-1.0] * (len(token_ids) - 1)
+
+    async def stall(self) -> None:
+        """From now on `receive` takes half a minute."""
+        self._stalled = True
+
+    async def receive(self, info: dict[str, Any]) -> None:
+        await asyncio.sleep(30 if self._stalled else 0)
 
     async def answer_after(self, seconds: float) -> float:
         await asyncio.sleep(seconds)

@@ -117,7 +117,7 @@ def test_a_straggler_is_named_while_the_others_wait_for_it(start, monkeypatch, c
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2, "after 0.3 s, and after 0.6 s again"
     assert said[0] == (
-        f"answer_after: no answer for 0 s from {other.name} (1 of 2 have answered). See {other.log}"
+        f"no answer for 0 s from {other.name} (answer_after); answered: {one.name}. See {other.log}"
     )
     caplog.clear()
     gather([one.call("answer_after", 1.0), other.call("answer_after", 1.0)], PATIENCE_S)
@@ -131,8 +131,19 @@ def test_a_deadline_names_who_missed_it_and_the_key_that_moves_it(start):
     with pytest.raises(RunError) as raised:
         gather(calls, 0.5, "learner.timeout_s")
     assert str(raised.value) == (
-        f"no answer within 0 s from {other.name} (answer_after); learner.timeout_s moves this "
-        "deadline"
+        f"no answer within 0 s from {other.name} (answer_after); learner.timeout_s sets this limit"
+    )
+
+
+def test_an_engine_that_does_not_take_a_chunk_of_weights_is_named(start, cluster: Cluster):
+    """`push_to` is what the learner calls where it hands the weights over itself."""
+    workers = start(2)
+    cluster.push_to(workers, PATIENCE_S)({})
+    gather([workers[1].call("stall")], PATIENCE_S)
+    with pytest.raises(RunError) as raised:
+        cluster.push_to(workers, 5.0)({})
+    assert str(raised.value) == (
+        f"no answer within 5 s from {workers[1].name} (receive); sync.timeout_s sets this limit"
     )
 
 

@@ -67,9 +67,14 @@ def private_torch_names(source: str) -> list[str]:
     return found
 
 
-def test_no_private_name_of_torch_is_used():
-    for path in [*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))]:
-        assert private_torch_names(path.read_text()) == [], path
+# The only name under which PyTorch documents it ("Extending PyTorch").
+DOCUMENTED = {"torch.utils._python_dispatch.TorchDispatchMode"}
+
+
+@pytest.mark.parametrize("folder", ["grpo", "benchmarks", "tests"])
+def test_no_private_name_of_torch_is_used(folder: str):
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        assert set(private_torch_names(path.read_text())) <= DOCUMENTED, path
 
 
 def test_a_private_name_of_torch_is_found_in_every_form():

@@ -95,6 +95,15 @@ def test_stale_answers_of_a_far_policy_are_warned_of_and_nothing_else_is() -> No
     assert drift_warning(4, {}) is None, "a step without an update"
 
 
+@pytest.mark.parametrize("staleness", [0.0, 1.0])
+def test_a_nan_between_the_policies_is_reported_as_divergence_at_any_staleness(
+    staleness,
+) -> None:
+    warning = drift_warning(4, {"staleness/max": staleness, "mismatch/kl": math.nan})
+    assert warning and "logprobs are not finite" in warning and "--resume DIR" in warning
+    assert "max_staleness" not in warning
+
+
 def test_a_log_line_is_one_json_object_with_null_for_what_json_lacks(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "run" / "metrics.jsonl")
     values = {"a": 1, "b": np.float32(0.5), "c": math.nan, "d": -math.inf, "e": np.int64(3)}
