@@ -1,4 +1,4 @@
-"""Recipes, data declarations and suites that come with the package; what a bare name stands for."""
+"""Recipes, data declarations and suites that come with the package; how a name becomes a file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def shipped(kind: Kind) -> dict[str, Path]:
 
 
 def first_comment(file: Path) -> str:
-    """What the file says of itself: its first comment up to a full stop or an empty line."""
+    """The file's description: its first comment, up to a full stop or an empty line."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
