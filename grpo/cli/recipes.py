@@ -41,6 +41,10 @@ def recipes(
                 rows = [(stem, first_comment(file)) for stem, file in shipped(kind).items()]
                 Screen().table(title, ("name", "what it is"), rows)
             return
+        kinds = [kind for kind, _ in _TITLES if name in shipped(kind)]
+        if len(kinds) > 1:
+            each = " or ".join(f"{kind}/{name}" for kind in kinds)
+            raise UserError(f"{name!r} is the name of {len(kinds)} files: say {each}")
         file = find(name, None)
         if not copy:
             Screen().note(f"# {file}\n{file.read_text(encoding='utf-8')}")

@@ -1,4 +1,4 @@
-"""What a declaration of prompts (`data/*.yaml`) may say, and the two bricks of every section."""
+"""What a declaration of prompts (`data/*.yaml`) may say, and the base classes of all sections."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors, values never change after reading, and
-    nothing is taken for what it is not: "3" and true are no numbers, 3.7 is no integer."""
+    nothing is converted: "3" and true are not numbers, 3.7 is not an integer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -48,14 +48,14 @@ class Filters(Section):
     """Which rows of a file or a hub are left out, and which stop the reading. Generated rows are
     not filtered.
 
-    Scripts are told apart by their characters alone, no model is asked: a problem with one
+    Scripts are told apart by their characters alone, without a model: a problem with one
     Chinese, Japanese or Korean character is `cjk`, any other is `latin`.
     """
 
     bad_rows: Literal["error", "skip"] = Field(
         default="error",
-        description="a row that is no JSON object, has no problem or no column with an answer, or "
-        "an answer that is no text",
+        description="a row that is not a JSON object, has no problem or no column with an answer, "
+        "or whose answer is not text",
     )
     empty_answer: Literal["error", "drop"] = Field(
         default="error", description="a row whose answer is there, but null or empty"
@@ -71,8 +71,8 @@ class Filters(Section):
 
 
 class Decontamination(Section):
-    """What `grpo data prepare` leaves out because a benchmark asks it. `grpo train` reads what a
-    file says and compares nothing.
+    """What `grpo data prepare` leaves out because it is in a benchmark. `grpo train` does not
+    compare its rows with anything.
 
     A row is left out if its problem equals one of a benchmark's in lower case without white space
     and $, or if it shares `ngram` words in a row with one. An n-gram that stands in more than
@@ -91,7 +91,7 @@ class Decontamination(Section):
 
 
 class Copy(Section):
-    """A local file whose content is known: reading one of this name with another checksum or
+    """A local file with known content: reading one of this name with another checksum or
     number of rows is an error."""
 
     file: str = Field(description="its name without folders")
@@ -147,7 +147,7 @@ class DataConfig(Section):
         if "{problem}" not in self.template:
             raise ValueError(f"template {self.template!r} has no {{problem}} in it")
         if self.system is not None and not self.chat:
-            raise ValueError("system needs chat: true; without a chat put the words into template")
+            raise ValueError("system needs chat: true; without a chat put the text into template")
         return self
 
     def copy_at(self, path: Path) -> Copy | None:

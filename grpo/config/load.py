@@ -1,4 +1,4 @@
-"""From a YAML file, what it extends and the command line's `key=value`s to a checked recipe."""
+"""Reads a YAML file, the files that it extends and `key=value` overrides into a checked recipe."""
 
 import re
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ Marks = dict[Key, str]
 # A string here names a file to extend; so does an item of a list under "benchmarks".
 _FILE_KEYS = ("data", "suite")
 _FILE_LISTS = ("benchmarks",)
-# Below these the keys are somebody else's: a word there is only a word.
+# Below these the keys belong to vLLM or to a part: a string there names no file.
 _FREE_KEYS = ("engine", "options")
-# The name of another part under these keys leaves the base's options behind.
+# Where one of these names another part, the options of the base's part are dropped.
 _CHOICE_KEYS = ("task", "advantage", "aggregate", "surrogate", "correction", "verifier")
 _COMMAND_LINE = "command line"
 
 
 class _Replacing(dict[str, Any]):
-    """What a file says of a data set or a suite: it takes the place of another, and is not mixed
-    with what that one said of its own columns and templates."""
+    """A mapping read from a file of its own, such as a data set or a suite. It replaces the
+    mapping that it overrides as a whole, so that no column or template of the old one is left."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -120,7 +120,7 @@ def _read(path: Path, at: Key, marks: Marks, chain: tuple[Path, ...]) -> dict[st
 def _plain(
     node: yaml.Node, at: Key, source: str, marks: Marks, around: tuple[yaml.Node, ...] = ()
 ) -> Any:
-    """The node as plain data; `marks` learns where every key was written."""
+    """The node as plain data; `marks` records where every key was written."""
     line = source if source == _COMMAND_LINE else f"{source}:{node.start_mark.line + 1}"
     if node in around:
         raise UserError(f"{line}: a value contains itself")
@@ -135,7 +135,7 @@ def _plain(
             if source != _COMMAND_LINE:
                 mark = f"{source}:{key_node.start_mark.line + 1}"
             if key in out:
-                raise UserError(f"{mark}: key {key!r} stands twice in one mapping: keep one")
+                raise UserError(f"{mark}: key {key!r} appears twice in one mapping: keep one")
             marks[(*at, key)] = mark
             out[key] = _plain(value_node, (*at, key), source, marks, around)
         return out
@@ -145,11 +145,11 @@ def _plain(
     try:
         return _Loader("").construct_object(node, deep=True)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f"{line}: {node.value!r} is no value of kind {node.tag!r}") from None
+        raise UserError(f"{line}: {node.value!r} is not a valid {node.tag!r}") from None
 
 
 def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...]) -> Any:
-    """Replaces every `extends: FILE`, and every string that stands for one, by what it names."""
+    """Replaces every `extends: FILE`, and every string short for one, by the file's content."""
     free = any(key in _FREE_KEYS for key in at)
     if isinstance(tree, list):
         names_files = bool(at) and at[-1] in _FILE_LISTS and not free
@@ -233,7 +233,7 @@ def _merge_at(tree: Any, change: dict[Any, Any], dotted: str) -> Any:
     if isinstance(tree, list):
         (index, value), *_ = change.items()
         if not isinstance(index, int) or index >= len(tree):
-            raise UserError(f"{dotted}: {index!r} is no position in a list of {len(tree)}")
+            raise UserError(f"{dotted}: expected a position below {len(tree)}, got {index!r}")
         out = list(tree)
         nested = isinstance(value, dict) and isinstance(tree[index], dict | list)
         nested = nested and not isinstance(value, _Replacing)

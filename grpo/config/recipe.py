@@ -44,7 +44,7 @@ class BuildConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model to begin with: `path` if set, else the one that `build` describes."""
+    """The starting model: `path` if set, else the one that `build` describes."""
 
     path: str | None = Field(default=None, description="a folder or a Hugging Face name")
     build: BuildConfig | None = None
@@ -97,7 +97,7 @@ class RolloutConfig(Section):
 
 
 class VerifierConfig(Section):
-    """Who judges, and in how many processes. A bare name such as `math` is read, too."""
+    """Who judges, and in how many processes. A bare name such as `math` is accepted too."""
 
     name: str = "math"
     options: dict[str, Any] = Field(default={})
@@ -123,18 +123,18 @@ class FlatGroups(Section):
 
 
 class OverlongConfig(Section):
-    """What becomes of long answers. The punishment is DAPO's: nothing up to `buffer` tokens before
+    """How long answers are treated. The punishment is DAPO's: nothing up to `buffer` tokens before
     rollout.max_tokens, then linearly down to -penalty at the limit."""
 
     buffer: int = Field(default=0, ge=0, description="tokens; 0: no punishment")
     penalty: float = Field(default=1.0, ge=0)
     mask_truncated: bool = Field(
-        default=False, description="answers cut at the limit count in the group, but teach nothing"
+        default=False, description="answers cut at the limit count in the group, not in the loss"
     )
 
 
 class DifficultyConfig(Section):
-    """HA-DW: groups weighed by their difficulty next to the run's history."""
+    """HA-DW: groups are weighted by their difficulty relative to the run's history."""
 
     kind: Literal["hard", "kalman"] = "hard"
     window: int = Field(default=10, ge=1, description="steps of history")
@@ -169,7 +169,7 @@ class DifficultyConfig(Section):
 
 
 class RegularizationConfig(Section):
-    """Terms of the loss that know no advantage, weighted by a rule of their own."""
+    """Terms of the loss that do not depend on the advantage, aggregated by a rule of their own."""
 
     kl: float = Field(default=0.0, ge=0, description="times KL(policy || starting model); 0: off")
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"

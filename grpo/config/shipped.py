@@ -1,4 +1,4 @@
-"""Recipes, data declarations and suites that come with the package; what a bare name stands for."""
+"""Recipes, data declarations and suites that come with the package; how a name becomes a file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +28,7 @@ def shipped(kind: Kind) -> dict[str, Path]:
 
 
 def first_comment(file: Path) -> str:
-    """What the file says of itself: its first comment up to a full stop or an empty line."""
+    """The file's description: its first comment, up to a full stop or an empty line."""
     words: list[str] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()
@@ -41,9 +41,10 @@ def first_comment(file: Path) -> str:
 
 
 def find(name: str, kind: Kind | None, near: Path | None = None) -> Path:
-    """The file of that name: as it is from the working directory, beside the file `near` that
-    names it or one folder up, else the shipped one. A bare name stands for KIND/NAME.yaml, of any
-    kind where `kind` is None. Raises UserError that lists what there is."""
+    """The file of that name: from the working directory, else beside the file `near` that names it
+    or one folder up, else the shipped one. A name inside a shipped file means a shipped file. A
+    bare name stands for KIND/NAME.yaml, of any kind where `kind` is None. Raises UserError that
+    lists the known names."""
     for place in _places(name, kind, near):
         if place.is_file():
             return place
@@ -64,11 +65,13 @@ def find(name: str, kind: Kind | None, near: Path | None = None) -> Path:
 
 
 def _places(name: str, kind: Kind | None, near: Path | None) -> Iterator[Path]:
-    around = [Path()]
+    around = [Path(), shipped_root()]
     if near is not None:
         here = near.absolute().parent  # absolute, because the parent of "." is "." again
-        around += [here, here.parent]
-    around.append(shipped_root())
+        if here.parent == shipped_root() and here.name in _KINDS:
+            around = [here.parent, *around]  # a folder data/ of the user's must not change it
+        else:
+            around[1:1] = [here, here.parent]
     file = name if name.endswith(_SUFFIXES) else f"{name}.yaml"
     for folder in around:
         yield folder / name

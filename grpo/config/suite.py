@@ -9,10 +9,10 @@ from grpo.config.data import Choice, DataConfig, Section
 
 
 class DateWindow(Section):
-    """Only the rows whose date lies within, both days included; such as 2024-08-01."""
+    """Only the rows dated from `start` to `end`, both days included, e.g. 2024-08-01."""
 
     column: str
-    start: date = Field(default=date.min, strict=False)  # YAML has dates, a stored recipe has texts
+    start: date = Field(default=date.min, strict=False)  # dates in YAML, strings in a stored recipe
     end: date = Field(default=date.max, strict=False)
 
     @model_validator(mode="after")
@@ -48,7 +48,7 @@ class BenchmarkConfig(Section):
 
 
 class SuiteConfig(Section):
-    """`eval/*.yaml`: benchmarks that are run together. One benchmark alone is a suite, too."""
+    """`eval/*.yaml`: benchmarks that are run together. A single benchmark is a suite as well."""
 
     name: str
     plugins: list[str] = Field(default=[], description="modules that register verifiers")
@@ -67,5 +67,5 @@ class SuiteConfig(Section):
     def _names_are_distinct(self) -> "SuiteConfig":
         names = [benchmark.name for benchmark in self.benchmarks]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two benchmarks are named {twice[0]!r}: give one another name")
+            raise ValueError(f"two benchmarks are named {twice[0]!r}: rename one of them")
         return self

@@ -69,9 +69,9 @@ def test_an_override_without_a_value_is_refused(recipe: Path):
     assert "expected key=value" in refused(recipe, "learner.lr")
 
 
-def test_a_key_that_stands_twice_is_refused(recipe: Path):
+def test_a_key_that_appears_twice_is_refused(recipe: Path):
     recipe.write_text(MINIMAL + "seed: 1\nseed: 2\n")
-    assert "'seed' stands twice" in refused(recipe)
+    assert "'seed' appears twice" in refused(recipe)
 
 
 def test_a_missing_key_is_named(recipe: Path):
@@ -116,7 +116,9 @@ def test_a_list_is_reached_by_position_and_no_further(recipe: Path):
     loaded = load_recipe(recipe, ["eval.suite.benchmarks.0.samples=4"])
     assert loaded.eval.suite is not None
     assert loaded.eval.suite.benchmarks[0].samples == 4
-    assert "no position in a list of 1" in refused(recipe, "eval.suite.benchmarks.3.samples=4")
+    assert "expected a position below 1, got 3" in refused(
+        recipe, "eval.suite.benchmarks.3.samples=4"
+    )
 
 
 def test_what_is_resolved_reads_back_as_the_same_recipe(recipe: Path):

@@ -71,6 +71,21 @@ def test_a_file_here_comes_before_one_of_the_package():
     assert load_data("arithmetic").name == "mine"
 
 
+def test_a_file_here_does_not_change_what_a_shipped_recipe_refers_to():
+    Path("data").mkdir()
+    Path("data/arithmetic.yaml").write_text("name: mine\npath: rows.jsonl\n")
+    assert load_recipe("tiny_cpu").data.name == "arithmetic"
+    assert load_recipe("tiny_cpu", ["data=arithmetic"]).data.name == "mine"
+
+
+def test_a_name_of_two_kinds_asks_which_one():
+    result = run("recipes", "arithmetic")
+    assert result.exit_code == 2
+    assert "say data/arithmetic or eval/arithmetic" in result.output
+    assert run("recipes", "eval/arithmetic", "--copy").exit_code == 0
+    assert load_suite("arithmetic.yaml").name == "arithmetic"
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
