@@ -1,6 +1,5 @@
 """What end-to-end tests share: small models, one Ray, engines and learners of a kind."""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 CANARY = [3, 7, 4, 8, 5, 9, 6, 10]
 
 

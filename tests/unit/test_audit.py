@@ -179,8 +179,10 @@ def test_the_limit_is_a_share_of_the_rows(tmp_path: Path):
 def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
     path, out = data_file(tmp_path, ["12", "hang 1", "3"]), tmp_path / "audit.json"
     command = ["math_train", "--path", str(path), "--out", str(out), "--verifier", "gullible"]
-    command += ["verifier.timeout_s=0.5", "plugins=[tests.unit.hostile_verifiers]"]
-    result = run(*command, "verifier.workers=2", "--limit", "0.4")
+    # A worker for each of six answers: those that hang do so side by side.
+    command += ["verifier.timeout_s=0.5", "verifier.workers=6"]
+    command += ["plugins=[tests.unit.hostile_verifiers]"]
+    result = run(*command, "--limit", "0.4")
     assert result.exit_code == 0, result.output
     assert "rows that can never be rewarded: 1" in result.output
     tree = json.loads(out.read_text())

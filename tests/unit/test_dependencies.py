@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ def declared() -> set[str]:
     return {re.split(r"[\[<>=]", line)[0] for line in listed}
 
 
+@cache
 def imported() -> set[str]:
     """Top-level names that any file of grpo/ imports, wherever in it."""
     found: set[str] = set()

@@ -1,6 +1,7 @@
 """Sizes and habits that keep the code readable in an evening."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,15 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "grpo").rglob("*.py"))
 
 
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_file_is_over_400_lines_and_no_function_over_60(path: Path):
-    text = path.read_text()
-    assert text.count("\n") <= 400
-    for node in ast.walk(ast.parse(text)):
+    assert path.read_text().count("\n") <= 400
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1
@@ -29,7 +34,7 @@ def test_the_median_file_is_at_most_120_lines():
 
 def test_nothing_asks_our_own_objects_what_they_have():
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in ("getattr", "hasattr"), f"{path}:{node.lineno}"
 
@@ -37,7 +42,7 @@ def test_nothing_asks_our_own_objects_what_they_have():
 def test_a_broad_except_says_its_plan_on_its_line():
     for path in SOURCES:
         lines = path.read_text().splitlines()
-        for node in ast.walk(ast.parse("\n".join(lines))):
+        for node in nodes(path):
             if isinstance(node, ast.ExceptHandler):
                 broad = node.type is None or (
                     isinstance(node.type, ast.Name)

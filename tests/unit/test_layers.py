@@ -1,6 +1,7 @@
 """The house: a floor imports only lower floors, and heavy libraries live on one floor."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ def floor_of(module: str) -> int:
     return FLOORS[room]
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     paths = sorted((ROOT / "grpo").rglob("*.py"))
     named = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in paths}
@@ -61,6 +63,7 @@ def imports(tree: ast.Module) -> set[str]:
     return found
 
 
+@cache
 def arrows() -> set[tuple[str, str]]:
     """Who imports whom, within grpo."""
     return {

@@ -1,6 +1,5 @@
 """The policy on packed micro-batches against the same model on one sequence at a time."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from grpo.types import Batch
 from tests.unit.made_batches import batch_of, response, scored
 
 TEMPERATURE, ENTROPY = 0.7, 0.1
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests run side by side on all cores; threads for products this small only wait."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
