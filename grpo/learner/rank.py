@@ -42,7 +42,7 @@ class LearnerRank:
 
     def __init__(self, spec: LearnerSpec, rank: int, world_size: int, address: str, port: int):
         recipe = spec.recipe
-        import_plugins(recipe.plugins)
+        import_plugins(recipe.plugin_names())
         if spec.threads:
             torch.set_num_threads(spec.threads)
         self._spec = spec

@@ -70,7 +70,7 @@ def open_run(
                 recipe.verifier.options,
                 workers=recipe.verifier.workers,
                 timeout_s=recipe.verifier.timeout_s,
-                plugins=tuple(recipe.plugins),
+                plugins=tuple(recipe.plugin_names()),
             )
         )
         rollouts, learner = start_workers(cluster, recipe, model, placement)
