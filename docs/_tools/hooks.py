@@ -4,6 +4,7 @@ import importlib
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -44,8 +45,17 @@ def command_line() -> str:
     from typer.cli import get_docs_for_click
 
     command = typer.main.get_command(cli.app)
+    _say_in_full(command)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="grpo")
     return text.replace("# `grpo`", "# Command line", 1)
+
+
+def _say_in_full(group: Any) -> None:
+    """In lists of commands the first sentence of each, which would be cut at 45 characters."""
+    for command in group.commands.values():
+        command.short_help = " ".join((command.help or "").split(".\n")[0].split("\n\n")[0].split())
+        if isinstance(command, type(group)):
+            _say_in_full(command)
 
 
 def from_root(text: str) -> str:
