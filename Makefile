@@ -5,6 +5,7 @@ ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 THEIRS := .differential/.installed
+DOCS := .venv-docs/.installed
 
 # uv from the PATH, else one of our own.
 UV := $(shell command -v uv 2>/dev/null)
@@ -72,6 +73,15 @@ $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
 		&& touch $@ || echo "TRL and verl are not to be had: their tests will be skipped"
 
+.PHONY: docs
+docs: $(DOCS) ## the documentation as a site, in .docs-site/index.html
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict $(ARGS)
+
+$(DOCS): pyproject.toml $(UV_NEEDED)
+	test -x .venv-docs/bin/python || $(UV) venv -q --python $(PYTHON) .venv-docs
+	$(UV) pip install -q --python .venv-docs/bin/python --group docs
+	touch $@
+
 .PHONY: clean
 clean: ## remove environments and caches; runs/ stays
-	rm -rf $(VENV) .venv-uv .differential .bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .venv-uv .venv-docs .docs-site .differential .bench .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -20,7 +20,7 @@ class Choice(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
+    name: str = Field(description="under which the part is registered")
 
     @model_validator(mode="before")
     @classmethod
@@ -39,9 +39,17 @@ class Columns(Section):
     (a list of role/content messages) gives the content of its last user message.
     """
 
-    problem: list[str] = ["problem", "question", "prompt"]
-    answer: list[str] = ["answer", "final_answer", "reward_model.ground_truth"]
-    id: list[str] = ["id", "unique_id", "extra_info.index"]
+    problem: list[str] = Field(
+        default=["problem", "question", "prompt"], description="what is asked"
+    )
+    answer: list[str] = Field(
+        default=["answer", "final_answer", "reward_model.ground_truth"],
+        description="the reference answer",
+    )
+    id: list[str] = Field(
+        default=["id", "unique_id", "extra_info.index"],
+        description="what names the row in results; without one, its position does",
+    )
 
 
 class Filters(Section):
@@ -85,7 +93,7 @@ class Decontamination(Section):
         default=["eval/*.yaml"],
         description="suites (.yaml) or files of problems, * and ? allowed; []: nothing",
     )
-    exact: bool = True
+    exact: bool = Field(default=True, description="leave out problems that are equal")
     ngram: int = Field(default=13, ge=0, description="words; 0: off")
     set_phrase: int = Field(default=10, ge=1, description="problems")
 
@@ -95,7 +103,7 @@ class Copy(Section):
     number of rows is an error."""
 
     file: str = Field(description="its name without folders")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="its checksum")
     rows: int = Field(ge=1, description="rows before any filter")
     source: str = Field(default="", description="where the file comes from")
 
@@ -104,7 +112,7 @@ class DataConfig(Section):
     """A declaration of prompts (`data/*.yaml`). Rows come from `path` if set, else from `task`
     (generated), else from `hub` (a Hugging Face data set)."""
 
-    name: str
+    name: str = Field(description="in messages, and of the prepared file")
     path: str | None = Field(default=None, description="a local .jsonl, .json or .parquet file")
     copies: list[Copy] = Field(default=[], description="what is known of files for `path`")
     task: Choice | None = Field(
@@ -113,7 +121,7 @@ class DataConfig(Section):
     hub: str | None = Field(default=None, description="a Hugging Face data set, e.g. org/name")
     revision: str | None = Field(default=None, description="a commit of it; default: the newest")
     hub_subset: str | None = Field(default=None, description="e.g. main of openai/gsm8k")
-    hub_split: str = "train"
+    hub_split: str = Field(default="train", description="the split that is read")
     hub_rows: int | None = Field(
         default=None, ge=1, description="rows of that split before any filter; others are an error"
     )
@@ -137,8 +145,10 @@ class DataConfig(Section):
     filters: Filters = Filters()
     decontaminate: Decontamination = Decontamination()
     rows: int | None = Field(default=None, ge=1, description="use the first rows only")
-    shuffle: bool = True
-    long_prompts: Literal["error", "skip"] = "error"
+    shuffle: bool = Field(default=True, description="a new order in every epoch, by seed")
+    long_prompts: Literal["error", "skip"] = Field(
+        default="error", description="prompts that leave no room for rollout.max_tokens"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":

@@ -16,11 +16,11 @@ class WarmStart(Section):
     """Supervised training on worked solutions of a generated task, stopped early on purpose."""
 
     data: DataConfig = Field(description="a generated task, whose rows have worked solutions")
-    until_accuracy: float = Field(default=0.33, gt=0, lt=1)
-    max_steps: int = Field(default=1000, ge=1)
-    check_every: int = Field(default=10, ge=1)
-    lr: float = Field(default=2e-3, gt=0)
-    batch_size: int = Field(default=128, ge=1)
+    until_accuracy: float = Field(default=0.33, gt=0, lt=1, description="held out; then it stops")
+    max_steps: int = Field(default=1000, ge=1, description="not there by then: the run fails")
+    check_every: int = Field(default=10, ge=1, description="steps between measurements")
+    lr: float = Field(default=2e-3, gt=0, description="constant rate of AdamW")
+    batch_size: int = Field(default=128, ge=1, description="worked solutions per step")
     max_tokens: int = Field(default=96, ge=1, description="longest answer when measuring")
     held_out: int = Field(default=128, ge=1, description="prompts that the accuracy is measured on")
 
@@ -28,14 +28,14 @@ class WarmStart(Section):
 class BuildConfig(Section):
     """A small Qwen3 built on the spot, with a tokenizer of single characters and a few pieces."""
 
-    hidden_size: int = Field(default=128, ge=32)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    kv_heads: int = Field(default=4, ge=1)
+    hidden_size: int = Field(default=128, ge=32, description="width of the residual stream")
+    layers: int = Field(default=4, ge=1, description="decoder layers")
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    kv_heads: int = Field(default=4, ge=1, description="heads of keys and values")
     head_dim: int = Field(default=32, description="vLLM on CPU takes 32, 64, 80, 96, 112, 128, ...")
-    intermediate_size: int = Field(default=512, ge=32)
-    context: int = Field(default=512, ge=32)
-    tie_embeddings: bool = True
+    intermediate_size: int = Field(default=512, ge=32, description="width of the MLP")
+    context: int = Field(default=512, ge=32, description="longest prompt plus answer, in tokens")
+    tie_embeddings: bool = Field(default=True, description="the head is the embedding's matrix")
     alphabet: str = Field(description="every character that a prompt or an answer may hold")
     pieces: list[str] = Field(
         default=[r"\boxed{"], description="longer strings that are one token each"
@@ -48,8 +48,12 @@ class ModelConfig(Section):
 
     path: str | None = Field(default=None, description="a folder or a Hugging Face name")
     build: BuildConfig | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    gradient_checkpointing: bool = True
+    dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="of the engines' and the learner's forward passes"
+    )
+    gradient_checkpointing: bool = Field(
+        default=True, description="recompute activations in backward: less memory, more work"
+    )
     checkpoint_every: int = Field(
         default=1, ge=1, description="with gradient_checkpointing: of every n-th layer"
     )
@@ -71,11 +75,13 @@ class ModelConfig(Section):
 
 
 class RolloutConfig(Section):
+    """How answers are sampled, and by which engines."""
+
     prompts: int = Field(default=128, ge=1, description="prompts per step")
     group_size: int = Field(default=16, description="answers per prompt")
     max_tokens: int = Field(default=8192, ge=1, description="longest answer")
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float = Field(default=1.0, gt=0, description="the learner divides by it, too")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1: off")
     top_k: int = Field(default=0, ge=0, description="0: off")
     engines: int = Field(default=1, ge=1, description="vLLM replicas")
     tensor_parallel: int = Field(default=1, ge=1, description="devices per replica")
@@ -99,8 +105,8 @@ class RolloutConfig(Section):
 class VerifierConfig(Section):
     """Who judges, and in how many processes. A bare name such as `math` is accepted too."""
 
-    name: str = "math"
-    options: dict[str, Any] = Field(default={})
+    name: str = Field(default="math", description="a registered verifier")
+    options: dict[str, Any] = Field(default={}, description="those that the verifier has")
     workers: int = Field(default=2, ge=1, description="processes")
     timeout_s: float = Field(
         default=10.0, gt=0, description="a worker past it is killed and replaced"
@@ -116,7 +122,7 @@ class FlatGroups(Section):
     """Groups whose rewards are all equal carry no gradient. `replace` samples fresh prompts for
     them (DAPO), `drop` leaves them out, `keep` leaves them in the denominators (GRPO)."""
 
-    mode: Literal["replace", "drop", "keep"] = "replace"
+    mode: Literal["replace", "drop", "keep"] = Field(default="replace", description="as above")
     max_rounds: int = Field(
         default=10, ge=1, description="replace: at most this many times rollout.prompts in a step"
     )
@@ -127,7 +133,7 @@ class OverlongConfig(Section):
     rollout.max_tokens, then linearly down to -penalty at the limit."""
 
     buffer: int = Field(default=0, ge=0, description="tokens; 0: no punishment")
-    penalty: float = Field(default=1.0, ge=0)
+    penalty: float = Field(default=1.0, ge=0, description="the largest punishment")
     mask_truncated: bool = Field(
         default=False, description="answers cut at the limit count in the group, not in the loss"
     )
@@ -136,7 +142,7 @@ class OverlongConfig(Section):
 class DifficultyConfig(Section):
     """HA-DW: groups are weighted by their difficulty relative to the run's history."""
 
-    kind: Literal["hard", "kalman"] = "hard"
+    kind: Literal["hard", "kalman"] = Field(default="hard", description="how the anchor moves")
     window: int = Field(default=10, ge=1, description="steps of history")
     scale: float | None = Field(
         default=None, gt=0, description="the paper's lambda; default: 1.3, 1 for exact_debias"
@@ -172,20 +178,29 @@ class RegularizationConfig(Section):
     """Terms of the loss that do not depend on the advantage, aggregated by a rule of their own."""
 
     kl: float = Field(default=0.0, ge=0, description="times KL(policy || starting model); 0: off")
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        default="k3", description="x = log(policy / start): x, x²/2, or exp(-x) - 1 + x"
+    )
     entropy: float = Field(default=0.0, description="times the entropy, added to the objective")
-    aggregate: Choice = Choice(name="token_mean")
+    aggregate: Choice = Field(default=Choice(name="token_mean"), description="their weights")
 
 
 class LearnerConfig(Section):
+    """The optimizer, and how a step is cut into what fits into memory."""
+
     ranks: int = Field(default=1, ge=1, description="DeepSpeed ZeRO-3 ranks")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(default=1e-6, gt=0)
+    optimizer: Literal["adamw", "sgd"] = Field(
+        default="adamw", description="sgd: without momentum, no optimizer state"
+    )
+    lr: float = Field(default=1e-6, gt=0, description="learning rate after the warm-up")
     warmup_steps: int = Field(default=10, ge=0, description="optimizer steps of linear warm-up")
-    lr_decay: Literal["constant", "linear", "cosine"] = "constant"
-    weight_decay: float = Field(default=0.1, ge=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False)  # YAML has lists only
-    eps: float = Field(default=1e-8, gt=0)
+    lr_decay: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="linear, cosine: down to 0 at the last optimizer step"
+    )
+    weight_decay: float = Field(default=0.1, ge=0, description="of the optimizer; 0: off")
+    # Not strict: YAML has lists only.
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False, description="of adamw")
+    eps: float = Field(default=1e-8, gt=0, description="of adamw")
     grad_clip: float = Field(default=1.0, ge=0, description="0: off")
     micro_batch_tokens: int = Field(
         default=16384, ge=1, description="packed tokens per forward pass"
@@ -195,12 +210,14 @@ class LearnerConfig(Section):
         description="siblings in one micro-batch share one copy of their prompt: the same step, "
         "sooner where prompts are long",
     )
-    offload_optimizer: bool = False
+    offload_optimizer: bool = Field(default=False, description="its state in host memory")
     timeout_s: float = Field(default=3600, gt=0, description="longest wait for a learner call")
 
 
 class ScheduleConfig(Section):
-    steps: int = Field(default=500, ge=1)
+    """How many steps, and what one step does with its batch."""
+
+    steps: int = Field(default=500, ge=1, description="rollout steps of the whole run")
     minibatches: int = Field(
         default=1, ge=1, description="optimizer steps that share one pass over a batch"
     )
@@ -214,56 +231,78 @@ class ScheduleConfig(Section):
 
 
 class CanaryConfig(Section):
+    """After a sync, engines and learner score one prompt; where they differ, the run stops."""
+
     every: int = Field(default=1, ge=0, description="syncs between checks; 0: never")
     tolerance: float | None = Field(
-        default=None, gt=0, description="default: 1e-3 float32, 0.3 bfloat16"
+        default=None, gt=0, description="nats; default: 1e-3 float32, 0.3 bfloat16"
     )
 
 
 class SyncConfig(Section):
-    transport: Literal["auto", "shm", "gloo", "nccl", "ipc"] = "auto"
-    bucket_mib: int = Field(default=256, ge=1)
+    """How new weights reach the engines."""
+
+    transport: Literal["auto", "shm", "gloo", "nccl", "ipc"] = Field(
+        default="auto",
+        description="auto: shm on one CPU host, gloo on several (with RAY_ADDRESS set), nccl on "
+        "GPUs, ipc where engines and learner share them",
+    )
+    bucket_mib: int = Field(default=256, ge=1, description="size of one transfer; two exist")
     timeout_s: float = Field(default=300, gt=0, description="for one whole update")
     canary: CanaryConfig = CanaryConfig()
 
 
 class CheckpointConfig(Section):
+    """When a run's state is saved; the last step always is."""
+
     every: int = Field(default=50, ge=1, description="steps")
     keep: int = Field(default=2, ge=1, description="older ones are deleted")
 
 
 class EvalConfig(Section):
-    suite: SuiteConfig | None = None
-    at_start: bool = True
-    at_end: bool = True
+    """Evaluations by the run's own engines."""
+
+    suite: SuiteConfig | None = Field(
+        default=None, description="a suite's file or name, or a suite in full; default: none is run"
+    )
+    at_start: bool = Field(default=True, description="before the first step")
+    at_end: bool = Field(default=True, description="after the last step")
     every: int = Field(default=0, ge=0, description="steps; 0: only at start and end")
 
 
 class LoggingConfig(Section):
+    """What is printed, kept and shown elsewhere."""
+
     samples_every: int = Field(
         default=10, ge=0, description="steps; 0: never print prompts and answers"
     )
     samples: int = Field(default=2, ge=1, description="how many of them")
     rollouts: bool = Field(default=True, description="keep every rollout as parquet")
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    wandb_project: str = "grpo"
+    wandb: Literal["auto", "online", "offline", "off"] = Field(
+        default="auto", description="auto: online with an API key and a server, else offline"
+    )
+    wandb_project: str = Field(default="grpo", description="the project there")
 
 
 class Recipe(Section):
     """A whole training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="also the folder under `output`")
-    output: str = "runs"
-    seed: int = Field(default=0, ge=0)
+    output: str = Field(default="runs", description="the folder that run folders are made in")
+    seed: int = Field(default=0, ge=0, description="of prompts, sampling and a model built anew")
     plugins: list[str] = Field(default=[], description="modules that register parts of your own")
-    placement: Literal["auto", "colocated", "disaggregated"] = "auto"
+    placement: Literal["auto", "colocated", "disaggregated"] = Field(
+        default="auto",
+        description="colocated: engines and learner take turns on shared GPUs; auto: only where "
+        "there are too few for both",
+    )
     model: ModelConfig
     data: DataConfig
     rollout: RolloutConfig = RolloutConfig()
     verifier: VerifierConfig = VerifierConfig()
-    advantage: Choice = Choice(name="group_norm")
-    aggregate: Choice = Choice(name="balanced")
-    surrogate: Choice = Choice(name="ppo_clip")
+    advantage: Choice = Field(default=Choice(name="group_norm"), description="of each answer")
+    aggregate: Choice = Field(default=Choice(name="balanced"), description="a weight per answer")
+    surrogate: Choice = Field(default=Choice(name="ppo_clip"), description="objective per token")
     correction: Choice = Field(
         default=Choice(name="auto"),
         description="of sampler against learner; auto: none on-policy in float32, else "

@@ -11,9 +11,10 @@ from grpo.config.data import Choice, DataConfig, Section
 class DateWindow(Section):
     """Only the rows dated from `start` to `end`, both days included, e.g. 2024-08-01."""
 
-    column: str
-    start: date = Field(default=date.min, strict=False)  # dates in YAML, strings in a stored recipe
-    end: date = Field(default=date.max, strict=False)
+    column: str = Field(description="that holds the row's date")
+    # Not strict: dates in YAML, strings in a stored recipe.
+    start: date = Field(default=date.min, strict=False, description="the first day")
+    end: date = Field(default=date.max, strict=False, description="the last day")
 
     @model_validator(mode="after")
     def _starts_before_it_ends(self) -> "DateWindow":
@@ -30,10 +31,10 @@ class BenchmarkConfig(Section):
     )
     data: DataConfig
     samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
-    temperature: float = Field(default=1.0, ge=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tokens: int = Field(default=8192, ge=1)
-    verifier: Choice = Choice(name="math")
+    temperature: float = Field(default=1.0, ge=0, description="0: the likeliest token always")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1: off")
+    max_tokens: int = Field(default=8192, ge=1, description="longest answer")
+    verifier: Choice = Field(default=Choice(name="math"), description="who judges the answers")
     judge_timeout_s: float = Field(default=10.0, gt=0, description="for one answer")
     by: list[str] = Field(default=[], description="columns that the score is broken down by")
     window: DateWindow | None = None
@@ -50,9 +51,9 @@ class BenchmarkConfig(Section):
 class SuiteConfig(Section):
     """`eval/*.yaml`: benchmarks that are run together. A single benchmark is a suite as well."""
 
-    name: str
+    name: str = Field(description="of the result's file")
     plugins: list[str] = Field(default=[], description="modules that register verifiers")
-    benchmarks: list[BenchmarkConfig] = Field(min_length=1)
+    benchmarks: list[BenchmarkConfig] = Field(min_length=1, description="run in this order")
 
     @model_validator(mode="before")
     @classmethod
