@@ -46,7 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def learner_spec(
-    model: Path, learner: Mapping[str, object] | None = None, **sections: object
+    model: Path, learner: Mapping[str, object] | None = None, /, **sections: object
 ) -> LearnerSpec:
     """One thread, float32, and buckets so small that there are several."""
     settings = {"lr": 1e-2, "warmup_steps": 0, "weight_decay": 0.0, **(learner or {})}

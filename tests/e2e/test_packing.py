@@ -1,7 +1,6 @@
 """The gradient of a ZeRO-3 step is plain transformers', however its sequences are packed."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,14 @@ def learners(
     request: pytest.FixtureRequest, cluster: Cluster, models: dict[str, Path], tmp_path_factory
 ) -> Iterator[tuple[Path, dict[int, tuple[Learner, Path]]]]:
     name, every = request.param
-    spec = replace(
-        learner_spec(models[name], {"optimizer": "sgd", "lr": LR, "grad_clip": 0}),
-        gradient_checkpointing=every is not None,
-        checkpoint_every=every or 1,
-    )
+    model = {
+        "path": str(models[name]),
+        "dtype": "float32",
+        "gradient_checkpointing": every is not None,
+        "checkpoint_every": every or 1,
+    }
+    learner = {"optimizer": "sgd", "lr": LR, "grad_clip": 0}
+    spec = learner_spec(models[name], learner, model=model)
     with one_and_two_ranks(cluster, spec, tmp_path_factory) as started:
         yield models[name], started
 
