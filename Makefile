@@ -6,6 +6,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 THEIRS := .differential/.installed
 DOCS := .venv-docs/.installed
+# Runs of neighbours stay with one worker, and with them the fixtures of their module.
+WORKERS := -n auto --dist worksteal
 
 # uv from the PATH, else one of our own.
 UV := $(shell command -v uv 2>/dev/null)
@@ -18,6 +20,9 @@ endif
 # (PYTHONDONTWRITEBYTECODE) each of them would compile vLLM, torch and transformers anew.
 export UV_COMPILE_BYTECODE := 1
 export UV_COMPILE_BYTECODE_TIMEOUT := 600
+
+# Where the environment forbids it, every worker of every test run would compile all tests anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 # On CPU torch comes from the wheels that PIP_FIND_LINKS names, else from PyTorch's own CPU index.
 ifeq ($(EXTRA),cpu)
@@ -50,15 +55,29 @@ demo: $(STAMP) ## train a small model from nothing and show its accuracy before 
 	$(VENV)/bin/grpo train recipes/tiny_cpu.yaml $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## lint, types and unit tests (under 90 s)
+check: $(STAMP) ## lint, types and unit tests, properties on a quarter of their examples (under 90 s)
+	@$(MAKE) --no-print-directory --output-sync=target -j2 types quick
+
+.PHONY: types
+types: $(STAMP)
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright
-	$(VENV)/bin/pytest tests/unit -n auto $(ARGS)
 
+.PHONY: quick
+quick: $(STAMP)
+	GRPO_TESTS=quick $(VENV)/bin/pytest tests/unit $(WORKERS) $(ARGS)
+
+# What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed.
 .PHONY: test
-test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included
-	$(VENV)/bin/pytest tests $(ARGS)
+test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included (under 12 minutes)
+	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
+	$(VENV)/bin/pytest tests/e2e $(ARGS)
+
+.PHONY: test-full
+test-full: $(STAMP) $(THEIRS) ## the same, and every round of the learner's grid
+	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
+	$(VENV)/bin/pytest tests/e2e -m "full or not full" $(ARGS)
 
 .PHONY: differential
 differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own code
@@ -71,7 +90,7 @@ bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (under 2
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
-		&& touch $@ || echo "TRL and verl are not to be had: their tests will be skipped"
+		&& touch $@ || echo "TRL and verl cannot be installed: their tests will be skipped"
 
 .PHONY: docs
 docs: $(DOCS) ## the documentation as a site, in .docs-site/index.html

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,7 @@ def _options(node: ast.FunctionDef, registry: str) -> Iterator[tuple[str, str, s
             yield argument.arg, kind, shown
 
 
+@cache
 def _supplied() -> dict[str, tuple[str, ...]]:
     """What the trainer passes itself, by registry: `supplied` of its constructor."""
     out: dict[str, tuple[str, ...]] = {}

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.advantage import ADVANTAGES, StepRewards, is_flat_group
 from grpo.errors import UserError
 from grpo.registry import call
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)  # for tests that run once per rule
+few = examples(50)
+fewer = examples(20)  # for tests that run once per rule
 
 RULES: list[tuple[str, dict[str, Any]]] = [
     ("group_norm", {}),

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.advantage import ADVANTAGES, StepRewards
 from grpo.registry import call
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 both_baselines = pytest.mark.parametrize("baseline", ["group", "none"])
 
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.errors import UserError
 from grpo.learner import attention
+from tests.examples import examples
 
 HEADS, KV_HEADS, DIM, SCALE = 4, 2, 8, 0.3
 MODULE = torch.nn.Module()
@@ -81,7 +82,7 @@ def packed(rows: list[Row], inputs: list[Tensor], **kwargs: Any) -> Tensor:
     return out[0]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(some_rows)
 def test_segments_attend_to_themselves_and_to_their_prompt_alone(rows: list[Row]):
     """Values and gradients in float64; answers longer and shorter than their prompts."""
@@ -109,7 +110,7 @@ def flash_varlen(
     return torch.cat([softmax_attention(*piece) for piece in pieces])[None], None
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(some_rows)
 def test_flash_attention_is_given_the_same_segments(rows: list[Row]):
     inputs = states(sum(prompt + sum(answers) for prompt, answers in rows))

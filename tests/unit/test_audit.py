@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -26,6 +26,7 @@ from grpo.preflight.mutate import (
     off_by_one,
     sign_flipped,
 )
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ("tests.unit.hostile_verifiers",)
@@ -86,7 +87,7 @@ def test_wrong_answers_look_like_the_reference(
     assert sign_flipped(gold) == negative
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.fractions(max_denominator=999).filter(bool), st.sampled_from(["{}", "{}.25"]))
 def test_a_mutated_number_is_another_number(value: Fraction, shape: str):
     text = shape.format(value.numerator) if value.denominator == 1 else str(value)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algo.advantage import ADVANTAGES
@@ -17,9 +17,10 @@ from grpo.batch.build import (
     with_factors,
 )
 from grpo.types import Response
+from tests.examples import examples
 from tests.unit.made_batches import MAX_TOKENS, batch_of, response, scored
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 
 
 def test_advantages_are_filled_in_per_group():

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,8 +26,9 @@ from grpo.algo.bias import (
     sign_conditional,
     underestimate_probability,
 )
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 every_size = pytest.mark.parametrize("size", range(2, 17))
 PROBABILITIES = [Fraction(text) for text in ("0.02", "0.1", "0.3", "0.5", "0.7", "0.75", "0.96")]
 MARGINS = [Fraction(text) for text in ("0", "0.05", "0.1", "0.2", "0.4")]

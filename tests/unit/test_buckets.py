@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.sync.buckets import (
@@ -24,10 +24,11 @@ from grpo.sync.buckets import (
 )
 from grpo.sync.ipc import chunk_info, plan_staging
 from grpo.sync.transport import BACKENDS, Meeting, pick_transport
+from tests.examples import examples
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 LIMITS = st.integers(1, 400)
-exhaustive = settings(max_examples=50, deadline=None)
+exhaustive = examples(50)
 
 
 def metas_of(sizes: list[int], dtype: str = "float32") -> list[WeightMeta]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config.recipe import Recipe
@@ -17,6 +17,7 @@ from grpo.errors import Interrupted, RunError
 from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.types import Group, Prompt, Response, Row, Verdict
+from tests.examples import examples
 
 
 class Prompts:
@@ -112,7 +113,7 @@ def test_each_flat_group_is_replaced_by_the_next_prompt():
     assert prompts.taken == 7
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(flat=st.sets(st.integers(0, 30)), order=st.integers(0, 2**32), rounds=st.integers(1, 5))
 def test_the_order_in_which_groups_finish_changes_nothing(flat: set[int], order: int, rounds: int):
     flat |= {100}  # never all of them

@@ -13,7 +13,7 @@ from io import StringIO
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config.data import DataConfig
@@ -24,6 +24,7 @@ from grpo.errors import Interrupted, RunError
 from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.types import Group, Row, Verdict
+from tests.examples import examples
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 
 
@@ -117,7 +118,7 @@ SCRIPTS = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(
     script=SCRIPTS,
     k=st.integers(0, 3),

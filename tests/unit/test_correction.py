@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.correction import CORRECTIONS
 from grpo.errors import UserError
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)
+few = examples(50)
+fewer = examples(20)
 every_correction = pytest.mark.parametrize("name", list(CORRECTIONS))
 OPEN: dict[str, Any] = {"low": 1e-300, "high": 1e300}
 LIMIT = math.exp(20)  # log ratios are kept within -20 and 20

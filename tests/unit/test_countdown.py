@@ -3,10 +3,11 @@
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.verify import VERIFIERS
+from tests.examples import examples
 
 GOLD = "98 from 44 19 35"
 
@@ -137,7 +138,7 @@ expressions = st.recursive(
 
 
 @given(made=expressions, off=st.integers(-3, 3), extra=st.integers(1, 99))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_random_expressions_are_right_for_their_own_value_and_numbers_alone(
     made: Made, off: int, extra: int
 ):
@@ -150,7 +151,7 @@ def test_random_expressions_are_right_for_their_own_value_and_numbers_alone(
 
 
 @given(st.text(alphabet="0123456789+-*/() ._,=xe\n\\{}", max_size=220))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_no_text_brings_the_verifier_down(text: str):
     reward, reason = boxed(text)
     assert (reward == 1.0) == (reason == "correct")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config.load import load_data
@@ -13,6 +13,7 @@ from grpo.data import PromptStream, eval_prompts, load_rows, render
 from grpo.errors import UserError
 from grpo.learner.build import build_tokenizer
 from grpo.types import Row
+from tests.examples import examples
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "train" / "dapo_math_17k.jsonl"
 TOKENIZER = build_tokenizer(BuildConfig(alphabet="0123456789+=}\n"))
@@ -133,7 +134,7 @@ def test_without_shuffle_the_order_is_the_files():
 
 
 @given(before=st.integers(0, 20), back=st.integers(0, 5), after=st.integers(1, 20))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_a_loaded_cursor_goes_on_as_if_nothing_had_happened(before: int, back: int, after: int):
     original, other = stream(), stream()
     taken = original.take(before)

@@ -1,13 +1,14 @@
 """Rows that a benchmark asks: equal problems, long runs of equal words, and no set phrases."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config.data import Decontamination
 from grpo.data.contamination import Overlap, compare
 from grpo.data.text import ngrams, squeezed, words
 from grpo.types import Row
+from tests.examples import examples
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
 
@@ -107,7 +108,7 @@ TEXTS = st.lists(st.sampled_from("abcA$"), max_size=7).map(" ".join)
 
 
 @given(st.lists(TEXTS, max_size=6), st.lists(TEXTS, max_size=3), st.integers(1, 3))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_the_index_finds_what_comparing_every_pair_finds(
     problems: list[str], asked: list[str], limit: int
 ):

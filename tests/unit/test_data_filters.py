@@ -1,7 +1,7 @@
 """Which rows are left out: every one counted, and nothing but what the declaration says."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.config.data import DataConfig, Filters
@@ -10,6 +10,7 @@ from grpo.data.load import sift
 from grpo.data.read import Fault, Record, Source
 from grpo.data.text import has_cjk, squeezed
 from grpo.types import Row
+from tests.examples import examples
 
 EVERY = [
     Filters(duplicates=duplicates, language=language)
@@ -61,7 +62,7 @@ def test_one_character_tells_the_script(problem: str, cjk: bool):
 
 
 @given(ROWS)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_every_row_is_kept_or_left_out_for_one_reason(rows: list[Row]):
     for filters in EVERY:
         _, counts = kept(filters, *[(row.problem, row.answer) for row in rows])
@@ -69,7 +70,7 @@ def test_every_row_is_kept_or_left_out_for_one_reason(rows: list[Row]):
 
 
 @given(ROWS)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_what_was_kept_once_is_kept_again(rows: list[Row]):
     pairs = [(row.problem, row.answer) for row in rows]
     for filters in EVERY:
@@ -79,7 +80,7 @@ def test_what_was_kept_once_is_kept_again(rows: list[Row]):
 
 
 @given(ROWS)
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_after_normalized_no_two_problems_are_equal_and_none_is_lost(rows: list[Row]):
     pairs = [(row.problem, row.answer) for row in rows]
     numbers, _ = kept(Filters(duplicates="normalized"), *pairs)
@@ -89,7 +90,7 @@ def test_after_normalized_no_two_problems_are_equal_and_none_is_lost(rows: list[
 
 
 @given(st.lists(st.sampled_from(["row", "again", "cjk", "empty", "bad"]), max_size=12))
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_the_counts_of_a_source_add_up_to_what_was_read(kinds: list[str]):
     values = {
         "again": {"problem": "same", "answer": "1"},

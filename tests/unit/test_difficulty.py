@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,9 +19,10 @@ from grpo.algo.bias import debias_factors
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.surrogate import gspo, ppo_clip
 from grpo.config.recipe import DifficultyConfig
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)  # for tests that run once per kind
+few = examples(50)
+fewer = examples(20)  # for tests that run once per kind
 KINDS: list[dict[str, Any]] = [
     {"kind": "hard"},
     {"kind": "hard", "window": 1, "includes_current": True},

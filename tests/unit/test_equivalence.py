@@ -4,10 +4,11 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.verify.equivalence import RULES, Options, judge
+from tests.examples import examples
 
 Pairs = list[tuple[str, str]]
 
@@ -320,7 +321,7 @@ REFUSED: dict[str, Pairs] = {
 ALL = {*RULES, "percentage", "units"}
 
 
-def examples(table: dict[str, Pairs]) -> list[tuple[str, str, str]]:
+def rows_of(table: dict[str, Pairs]) -> list[tuple[str, str, str]]:
     return [(rule, gold, answer) for rule, pairs in table.items() for gold, answer in pairs]
 
 
@@ -330,12 +331,12 @@ def test_every_rule_has_examples_on_both_sides():
         assert min(len(pairs) for pairs in table.values()) >= 3
 
 
-@pytest.mark.parametrize(("rule", "gold", "answer"), examples(ACCEPTED))
+@pytest.mark.parametrize(("rule", "gold", "answer"), rows_of(ACCEPTED))
 def test_a_rule_accepts_what_it_is_for(rule: str, gold: str, answer: str):
     assert judge(gold, answer, Options()) == f"correct: {rule}"
 
 
-@pytest.mark.parametrize(("rule", "gold", "answer"), examples(REFUSED))
+@pytest.mark.parametrize(("rule", "gold", "answer"), rows_of(REFUSED))
 def test_no_rule_turns_a_wrong_answer_right(rule: str, gold: str, answer: str):
     assert judge(gold, answer, Options()) is None
 
@@ -432,7 +433,7 @@ def test_float_rounding_is_how_many_decimals_must_agree():
 NUMBERS = st.fractions(-(10**6), 10**6, max_denominator=999)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(NUMBERS, NUMBERS)
 def test_two_fractions_are_equal_exactly_when_their_values_are(left, right):
     gold = rf"\frac{{{left.numerator}}}{{{left.denominator}}}"
@@ -440,7 +441,7 @@ def test_two_fractions_are_equal_exactly_when_their_values_are(left, right):
     assert (judge(gold, answer, Options()) == "correct") == (left == right)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(-99, 99), min_size=1, max_size=5), st.randoms(use_true_random=False))
 def test_a_list_is_right_in_any_order_and_never_with_one_item_changed(numbers, rng):
     gold = ", ".join(map(str, numbers))
@@ -450,7 +451,7 @@ def test_a_list_is_right_in_any_order_and_never_with_one_item_changed(numbers, r
     assert judge(gold, ", ".join(map(str, shuffled)), Options()) is None
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(-50, 50), st.integers(1, 50), st.sampled_from("[("), st.sampled_from("])"))
 def test_an_interval_equals_its_own_inequality_and_no_other(low, length, left, right):
     high = low + length

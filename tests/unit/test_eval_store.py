@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.eval.store import PART_EVERY_S, Answered, AnswerStore, read_answers, write_answers
 from grpo.types import Verdict
+from tests.examples import examples
 
 SAMPLED = {"model": {"files": "abc"}, "samples": 2}
 JUDGED = {"verifier": "exact", "options": {}}
@@ -69,7 +70,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
     st.booleans(),
     st.booleans(),
 )
-@settings(max_examples=12, deadline=None)
+@examples(12)
 def test_what_is_written_is_read_again(tmp_path_factory, answers, known, judged) -> None:
     path = tmp_path_factory.mktemp("answers") / "a.parquet"
     groups = [

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, Qwen3Config
@@ -21,6 +21,7 @@ from grpo.learner.flops import (
     utilization,
 )
 from grpo.learner.usage import Meter, usage_metrics
+from tests.examples import examples
 
 SMALL = ModelShape(
     layers=2, hidden=4, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocab=10, tied=True
@@ -77,7 +78,7 @@ def test_a_shared_prompt_is_computed_once_and_attended_to_by_every_answer():
     assert apart - together == 2 * (2 * 144 * 3 + 4 * 4 * 6)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=8), st.integers(0, 300))
 def test_sequences_packed_together_count_as_they_do_alone(lengths: list[int], targets: int):
     together = training_flops(SMALL, lengths, targets)

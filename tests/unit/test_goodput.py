@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algo.shaping import is_informative
 from grpo.train.goodput import CAUSES, goodput, throughput_metrics
 from grpo.train.groups import Collected
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
+from tests.examples import examples
 
 
 def group(
@@ -81,7 +82,7 @@ GROUPS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(parts=GROUPS, stale=st.integers(0, 99), aborted=st.integers(0, 99))
 def test_every_token_is_counted_once(
     parts: list[tuple[list[float], list[int], tuple[bool, ...]]], stale: int, aborted: int

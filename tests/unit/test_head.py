@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grpo.errors import UserError
 from grpo.learner.head import LogprobHead
 from grpo.learner.head_kernels import KERNELS, TILES, Tile
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 KINDS = ["logprobs", "entropy", "both"]
 # Of the 7 tokens by 5 entries of `case`: one logit at a time; 2 by 2 and 3 by 4, which divide
 # neither side; whole tokens; whole columns; everything at once; room for more.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.learner.objective import Objective, Scores
 from grpo.types import MicroBatch
+from tests.examples import examples
 
-fewer = settings(max_examples=10, deadline=None)
+fewer = examples(10)
 
 
 def objective(

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.aggregate import AGGREGATORS
 from grpo.batch.cut import QUADRATIC_LENGTH, cut, imbalance
 from grpo.types import Batch, MicroBatch, ScoredGroup
+from tests.examples import examples
 from tests.unit.made_batches import (
     batch_of,
     by_sequence,
@@ -22,7 +23,7 @@ from tests.unit.made_batches import (
     weighted,
 )
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 ranks = st.integers(1, 4)
 budgets = st.integers(1, 200)
 
@@ -200,7 +201,7 @@ def test_the_same_batch_is_always_cut_the_same_way(shared_prefix: bool):
     assert first == second
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(step_groups(), st.sampled_from(list(AGGREGATORS)), ranks, budgets, st.booleans())
 def test_any_cut_gives_the_same_loss_and_gradient(
     groups: list[ScoredGroup], rule: str, num_ranks: int, token_budget: int, shared_prefix: bool
@@ -219,7 +220,7 @@ def test_any_cut_gives_the_same_loss_and_gradient(
         torch.testing.assert_close(summed, gradient, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(step_batches, ranks, budgets, st.booleans())
 def test_a_cut_gives_the_loss_of_the_batch_taken_sequence_by_sequence(
     batch: Batch, num_ranks: int, token_budget: int, shared_prefix: bool

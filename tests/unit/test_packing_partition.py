@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.batch.partition import best_fit, differencing, split_to
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 numbers = st.lists(st.integers(1, 1000), max_size=60)
 
 

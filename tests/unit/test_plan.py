@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from grpo.learner import attention
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting, layer_bytes, phases, resident
 from grpo.preflight.plan import GIB, Device, changes_that_fit, kv_bytes_per_token, model_shape, plan
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[2]
 QWEN3_06B = {
@@ -137,7 +138,7 @@ def kept_bytes(config: Any, dtype: torch.dtype) -> int:
     return sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in weights)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.integers(1, 100_000), st.integers(1, 100_000), st.integers(0, 4))
 def test_more_tokens_never_take_less(fewer: int, more: int, every: int):
     fewer, more = sorted((fewer, more))

@@ -5,14 +5,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.regularize import kl_estimate
 from grpo.learner.head import LogprobHead
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 Estimator = Literal["k1", "k2", "k3"]
 ESTIMATORS: list[Estimator] = ["k1", "k2", "k3"]
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.eval.scores import (
@@ -16,6 +16,7 @@ from grpo.eval.scores import (
     problem_scores,
     score_problems,
 )
+from tests.examples import examples
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_best_at_k_by_hand() -> None:
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=7), st.data())
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_best_at_k_is_the_mean_of_the_highest_over_all_draws(rewards, data) -> None:
     k = data.draw(st.integers(1, len(rewards)))
     highest = [max(draw) for draw in itertools.combinations(rewards, k)]
@@ -65,7 +66,7 @@ def test_best_at_k_is_the_mean_of_the_highest_over_all_draws(rewards, data) -> N
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.data())
-@settings(max_examples=50, deadline=None)
+@examples(50)
 def test_best_at_k_of_right_and_wrong_is_pass_at_k(marks, data) -> None:
     k = data.draw(st.integers(1, len(marks)))
     expected = pass_at_k(len(marks), sum(marks), k)
@@ -149,7 +150,7 @@ def test_independent_benchmarks_narrow_the_interval_of_their_mean() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_an_interval_lies_within_the_values(values) -> None:
     low, high = bootstrap_interval(values, resamples=200)
     assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from grpo.algo.aggregate import AGGREGATORS, token_mean
 from grpo.algo.shadow import shadow_metrics, sign_length_coupling, weight_facts
 from grpo.registry import Registry
 from grpo.types import Batch
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
+few = examples(50)
 FACTS = {"positive_share", "longest_share", "effective_responses", "predicted_cv"}
 
 

@@ -4,13 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algo.advantage import ADVANTAGES
 from grpo.algo.shaping import is_flat, is_informative, overlong_penalty, shape, split_flat
 from grpo.batch.build import with_advantages
 from grpo.types import FinishReason, Group, Prompt, Response, Row, ScoredGroup, Verdict
+from tests.examples import examples
 
 
 def scored(serial: int, rewards: list[float]) -> ScoredGroup:
@@ -51,7 +52,7 @@ def test_groups_are_split_in_their_order():
     assert [g.group.prompt.serial for g in flat] == [1, 3]
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=8))
 def test_flat_groups_are_exactly_those_whose_advantages_are_all_zero(rewards: list[float]):
     """I4: the filter and the estimator share one rule."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,9 +19,10 @@ from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.surrogate import SURROGATES, clip_fractions
 from grpo.config.recipe import DifficultyConfig
 from grpo.errors import UserError
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)  # for tests that run once per surrogate
+few = examples(50)
+fewer = examples(20)  # for tests that run once per surrogate
 every_surrogate = pytest.mark.parametrize("name", list(SURROGATES))
 ppo_clip = SURROGATES["ppo_clip"]
 log_ratios = st.floats(-4, 4) | st.floats(-6e-4, 6e-4)  # gspo clips at 3e-4 already

@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.aggregate import AGGREGATORS
 from grpo.algo.surrogate import SURROGATES, ppo_clip
+from tests.examples import examples
 from tests.unit.test_surrogate import Rows, close, evaluate, row_index, rows
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)
+few = examples(50)
+fewer = examples(20)
 SEQUENCE = ["gspo", "gspo_token", "gmpo"]
 FREE: dict[str, Any] = {"clip_low": 1.0, "clip_high": 1e9}  # no ratio is clipped
 every_sequence = pytest.mark.parametrize("name", SEQUENCE)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.sync import copying
 from grpo.sync import source as module
 from grpo.sync.buckets import Bucket, plan_buckets, total_bytes, unflatten
 from grpo.sync.source import ZeroSource
+from tests.examples import examples
 
 SHAPES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=6)
 
@@ -56,7 +57,7 @@ def agrees(bucket: Bucket, flat: torch.Tensor, weights: dict[str, torch.Tensor])
     return all(torch.equal(out, weights[n].to(out.dtype)) for n, out in unflatten(flat, bucket))
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(SHAPES, st.integers(1, 4), st.sampled_from(["float32", "bfloat16"]))
 def test_what_the_ranks_write_and_what_one_gathers_are_the_whole_parameters(shapes, ranks, wire):
     weights = {f"w{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
@@ -82,7 +83,7 @@ def test_a_rank_writes_nothing_outside_its_shard():
         assert flat.view(torch.float32).tolist() == expected
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(SHAPES, st.integers(1, 40), st.integers(1, 3), st.sampled_from(["float32", "bfloat16"]))
 def test_every_byte_is_copied_whatever_the_pieces_and_the_threads(shapes, piece, threads, dtype):
     """Bfloat16 from float32 is rounded on the way, as `copy_` does."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grpo.verify import VERIFIERS
 from grpo.verify.pool import VerifierPool
+from tests.examples import examples
 
 REASONS = {"correct", "wrong", "no answer", "gold does not parse"}
 DEADLINE_S = 20.0  # generous: the machine may be busy, a single comparison takes milliseconds
@@ -220,7 +221,7 @@ GOLDS = ["24", r"\frac{1}{2}", "(1, 2)", r"[2, \infty)", "f(x) = 2x", "3, 4", "o
 def test_any_text_gets_a_verdict_in_time():
     texts: list[tuple[str, str]] = []
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(examples(40), database=None)
     @given(answers(), st.sampled_from(GOLDS))
     def collect(text: str, gold: str) -> None:
         texts.append((rf"\boxed{{{text}}}", gold))

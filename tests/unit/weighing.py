@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from grpo.algo.advantage import group_norm
 from grpo.algo.aggregate import AGGREGATORS
+from tests.examples import examples
 
-few = settings(max_examples=50, deadline=None)
-fewer = settings(max_examples=20, deadline=None)  # for tests that run once per rule
+few = examples(50)
+fewer = examples(20)  # for tests that run once per rule
 MAX_TOKENS = 100
 RULES: list[tuple[str, dict[str, Any]]] = [
     ("token_mean", {}),

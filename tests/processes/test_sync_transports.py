@@ -243,7 +243,7 @@ def test_memory_that_is_not_the_learners_is_refused_on_every_side(path):
 
 DOOMED = """
 import sys
-from tests.unit.test_sync_transports import Meeting, PlainSource, ShmSender
+from tests.processes.test_sync_transports import Meeting, PlainSource, ShmSender
 import os, signal
 source = PlainSource(before=lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 1 else None)
 sender = ShmSender(source, Meeting("shm", "127.0.0.1", int(sys.argv[1]), 0, 2, 1000, 20.0))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.errors import UserError
@@ -25,6 +25,7 @@ from grpo.verify.pool import VerifierPool
 from grpo.verify.sandbox import Level, probe
 from grpo.verify.sandbox.calls import from_plain, to_plain
 from grpo.verify.sandbox.launch import machine_obstacle
+from tests.examples import examples
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "code"
 needs_data = pytest.mark.skipif(not DATA.exists(), reason=f"{DATA} is not there")
@@ -71,7 +72,7 @@ def test_the_last_python_block_counts_else_the_last_block(response: str, program
     assert last_program(response) == program
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.sampled_from(["```", "```python", "x = 1", "~~~", "", "  ```"])))
 def test_what_is_taken_stands_in_the_response_and_holds_no_fence(lines: list[str]):
     program = last_program("\n".join(lines))
@@ -177,7 +178,7 @@ def test_output_is_compared_as_live_code_bench_does(printed: str, expected: str,
     assert same_output(printed, expected) is same
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(st.lists(st.lists(st.integers(-(10**30), 10**30), min_size=1), min_size=1))
 def test_numbers_are_equal_however_they_are_written_and_never_when_one_is_off(
     table: list[list[int]],
@@ -355,7 +356,7 @@ VALUES = st.recursive(
 ) | st.dictionaries(HASHABLE, st.lists(HASHABLE, max_size=2), max_size=3)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(50)
 @given(VALUES)
 def test_a_value_arrives_as_it_was_sent(value: Any):
     arrived = from_plain(json.loads(json.dumps(to_plain(value))))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.errors import RunError, UserError
@@ -22,6 +22,7 @@ from grpo.verify import fork_server as fork_server_module
 from grpo.verify import pool as pool_module
 from grpo.verify.pool import VerifierPool
 from grpo.verify.worker import judge
+from tests.examples import examples
 
 HERE = Path(__file__).parent
 PLUGINS = ("tests.unit.hostile_verifiers",)
@@ -225,7 +226,7 @@ def test_every_answer_is_judged_exactly_once_among_hangs_and_crashes(
     assert called == {a: 2 if a.startswith("die") else 1 for a in answers}
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(
     st.lists(st.sampled_from(["a", "b c", "raise", "exit", "die", "size 12345", ""]), max_size=20)
 )
