@@ -31,7 +31,7 @@ class StepRewards:
     lengths: list[Tensor]
 
 
-def is_flat_group(rewards_G: Tensor, tolerance: float = FLAT_TOLERANCE) -> bool:
+def is_flat_group(rewards_G: Tensor) -> bool:
     """Whether the rewards [G] differ by no more than rounding, so that no sibling beats another.
 
     Their standard deviation (over G) is measured against max(1, max |r|).
@@ -41,7 +41,7 @@ def is_flat_group(rewards_G: Tensor, tolerance: float = FLAT_TOLERANCE) -> bool:
         raise ValueError(f"a group needs rewards and all of them finite, got {rewards_G.tolist()}")
     rewards_G = rewards_G.double()
     scale = max(1.0, float(rewards_G.abs().max()))
-    return float(rewards_G.std(correction=0)) <= tolerance * scale
+    return float(rewards_G.std(correction=0)) <= FLAT_TOLERANCE * scale
 
 
 @ADVANTAGES.register("group_norm")

@@ -5,31 +5,22 @@ from dataclasses import replace
 
 import torch
 
-from grpo.algo.advantage import FLAT_TOLERANCE, is_flat_group
+from grpo.algo.advantage import is_flat_group
 from grpo.types import ScoredGroup
 
 
-def is_flat(rewards: Sequence[float], tolerance: float = FLAT_TOLERANCE) -> bool:
+def is_flat(rewards: Sequence[float]) -> bool:
     """Whether no sibling did better than another; the rule by which estimators give 0.
 
     Raises ValueError where a reward is not finite or there is none.
     """
-    return is_flat_group(torch.tensor(rewards, dtype=torch.float64), tolerance)
+    return is_flat_group(torch.tensor(rewards, dtype=torch.float64))
 
 
 def is_informative(group: ScoredGroup) -> bool:
     """Whether the verdicts differ, and an answer is left to learn from. Punished lengths make no
     group informative, as in DAPO, whose filter looks at the accuracy alone."""
     return not is_flat(group.accuracies) and not (group.masked and all(group.masked))
-
-
-def split_flat(groups: Sequence[ScoredGroup]) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-    """(informative, flat), each in the order given."""
-    informative: list[ScoredGroup] = []
-    flat: list[ScoredGroup] = []
-    for group in groups:
-        (informative if is_informative(group) else flat).append(group)
-    return informative, flat
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:

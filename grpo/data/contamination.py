@@ -43,7 +43,7 @@ def compare(
 ) -> Contamination:
     """`benchmarks` maps names to problems; `advance` is called once a row. `set_phrases` are
     those known from before rows were left out, which may have made them rare."""
-    equal = _by_key(benchmarks, config) if config.exact else {}
+    equal = _by_key(benchmarks) if config.exact else {}
     grams = _by_gram(benchmarks, config.ngram) if config.ngram else {}
     hits, spread = _hits(rows, grams, config.ngram, advance)
     common = set(set_phrases) | {g for g, who in spread.items() if len(who) > config.set_phrase}
@@ -61,9 +61,7 @@ def compare(
     return Contamination(overlaps, sorted(common))
 
 
-def _by_key(
-    benchmarks: Mapping[str, Sequence[str]], config: Decontamination
-) -> dict[str, dict[str, str]]:
+def _by_key(benchmarks: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     """squeezed problem -> names of the benchmarks that have it -> the problem as it is there."""
     equal: dict[str, dict[str, str]] = {}
     for name, problems in benchmarks.items():

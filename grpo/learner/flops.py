@@ -181,11 +181,9 @@ def peak_flops(device: str, dtype: str = "bfloat16") -> float | None:
     return None
 
 
-def utilization(
-    flops: float, seconds: float, device: str, devices: int = 1, dtype: str = "bfloat16"
-) -> float | None:
-    """The share of the peak of `devices` such devices: MFU of `Flops.model`, HFU of `.hardware`."""
+def utilization(flops: float, seconds: float, device: str, dtype: str = "bfloat16") -> float | None:
+    """The share of the device's peak: MFU of `Flops.model`, HFU of `.hardware`."""
     peak = peak_flops(device, dtype)
     if peak is None or seconds <= 0:
         return None
-    return flops / (seconds * devices * peak)
+    return flops / (seconds * peak)

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from grpo.errors import UserError
-from grpo.learner.head_kernels import KERNELS
+from grpo.learner.head_kernels import tiled
 
 
 class LogprobHead(nn.Linear):
@@ -14,18 +13,12 @@ class LogprobHead(nn.Linear):
     backward, tied to the embedding or not.
     """
 
-    kernel = "tiled"
-
     @classmethod
-    def replacing(cls, linear: nn.Linear, kernel: str = "tiled") -> "LogprobHead":
-        """Makes this layer such a head. `kernel` is a key of `head_kernels.KERNELS`, else a
-        UserError; all give the same but for rounding."""
+    def replacing(cls, linear: nn.Linear) -> "LogprobHead":
+        """Makes this layer such a head."""
         assert linear.bias is None, "language-model heads with a bias are not supported"
-        if kernel not in KERNELS:
-            raise UserError(f"no head kernel '{kernel}': choose one of {', '.join(KERNELS)}")
         linear.__class__ = cls
         assert isinstance(linear, LogprobHead)
-        linear.kernel = kernel
         return linear
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -38,4 +31,4 @@ class LogprobHead(nn.Linear):
         """[T] logprobs of the targets and [T] entropies in nats (None unless asked for), both
         float32 (float64 where the weight is). An entropy costs forward a sum and backward nothing
         where no loss uses it."""
-        return KERNELS[self.kernel](hidden_TH, self.weight, targets_T, temperature, entropy)
+        return tiled(hidden_TH, self.weight, targets_T, temperature, entropy)

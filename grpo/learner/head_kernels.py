@@ -8,18 +8,12 @@ each tile again. With z = h W^T / temperature, p = softmax(z), H the entropy:
     H = - sum p log p                    d H / dz       = - p (log p + H)
 """
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from grpo.errors import UserError
-
-# (hidden_TH, weight_VH, targets_T, temperature, entropy) -> [T] logprobs, [T] entropies or None
-Kernel = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]
 
 
 class Tile(NamedTuple):
@@ -242,28 +236,9 @@ class _Slopes:
 def tiled(
     hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Ours, in plain torch: any device, float64 to bfloat16."""
+    """[T] logprobs of the targets, and [T] entropies if they are asked for. Plain torch: any
+    device, float64 to bfloat16."""
     # Our own packing makes the targets. On CUDA to ask would be to wait for the device.
     inside = targets_T.is_cuda or bool(((targets_T >= 0) & (targets_T < len(weight_VH))).all())
     assert inside, f"a target lies outside the vocabulary of {len(weight_VH)}"
     return _TiledLogprob.apply(hidden_TH, weight_VH, targets_T, temperature, entropy)  # type: ignore
-
-
-def trl(
-    hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """TRL's (1.16): tiles of 4,096 tokens by 32,768 entries, folded by Triton where there is a GPU.
-    Run with its fallback on a CPU only. Its tiles have the inputs' precision: bfloat16 logits are
-    rounded before they are summed."""
-    try:
-        function = importlib.import_module("trl.kernels").ChunkedLogProbFunction
-    except ImportError as error:
-        raise UserError("the head kernel 'trl' needs TRL 1.16 or later: pip install trl") from error
-    asked = ("entropy",) if entropy else ()
-    logprobs_T, entropy_T, *_ = function.apply(
-        hidden_TH, weight_VH, None, targets_T, temperature, 32768, None, 1.0, asked
-    )
-    return logprobs_T, entropy_T
-
-
-KERNELS: dict[str, Kernel] = {"tiled": tiled, "trl": trl}

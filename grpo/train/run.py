@@ -221,7 +221,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 if checkpoint is not None:
                     trainer.restore(checkpoint)
                 trainer.run()
-        _summary(recipe, folder, screen)
+        _summary(folder, screen)
     return folder
 
 
@@ -230,7 +230,7 @@ def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
     return wanted and not eval_path(folder, recipe.schedule.steps).exists()
 
 
-def _summary(recipe: Recipe, folder: RunFolder, screen: Screen) -> None:
+def _summary(folder: RunFolder, screen: Screen) -> None:
     """Curves, and accuracy at the first evaluation, at its peak and at the last one."""
     for path in write_curves(folder):
         screen.note(f"wrote {path}")

@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from grpo.algo.bias import (
+from grpo.algo.bias import debias_factors
+from tests.examples import examples
+from tests.unit.theorems import (
     accuracy_bias,
-    debias_factors,
     mean_accuracy,
     mixed_probability,
     overestimate_probability,
     sign_conditional,
     underestimate_probability,
 )
-from tests.examples import examples
 
 few = examples(50)
 every_size = pytest.mark.parametrize("size", range(2, 17))

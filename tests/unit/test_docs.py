@@ -11,13 +11,14 @@ import torch
 import yaml
 
 from grpo.algo import ADVANTAGES, AGGREGATORS, CORRECTIONS, SURROGATES
-from grpo.algo.bias import accuracy_bias, debias_factors
+from grpo.algo.bias import debias_factors
 from grpo.algo.shadow import weight_facts
 from grpo.config.load import load_recipe
 from grpo.errors import UserError
 from grpo.preflight.check import check_recipe
 from grpo.registry import Registry
 from grpo.verify import VERIFIERS
+from tests.unit.theorems import accuracy_bias
 
 ROOT = Path(__file__).parents[2]
 ALGORITHMS = (ROOT / "docs" / "algorithms.md").read_text()

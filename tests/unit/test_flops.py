@@ -152,8 +152,8 @@ def test_a_peak_is_of_half_precision_only():
     assert peak_flops("NVIDIA H200", "float16") == peak_flops("NVIDIA H200")
 
 
-def test_utilization_is_shared_among_devices():
-    assert utilization(989.4e12, 2.0, "NVIDIA H200", devices=4) == pytest.approx(1 / 8)
+def test_half_the_peak_is_a_utilization_of_a_half():
+    assert utilization(989.4e12, 2.0, "NVIDIA H200") == pytest.approx(1 / 2)
 
 
 def test_a_mixture_of_experts_is_refused_with_its_key():

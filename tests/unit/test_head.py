@@ -1,7 +1,6 @@
 """The tiled head against log_softmax over whole logits in float64."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grpo.errors import UserError
 from grpo.learner.head import LogprobHead
-from grpo.learner.head_kernels import KERNELS, TILES, Tile
+from grpo.learner.head_kernels import TILES, Tile, tiled
 from tests.examples import examples
 
 few = examples(50)
@@ -154,8 +152,7 @@ def test_gradients_are_those_of_finite_differences(tile: Tile, cut: Any):
     cut(tile)
     drawn = case("both", 0.7, dtype=torch.float64)
     inputs = (drawn.hidden_TH.requires_grad_(), drawn.weight_VH.requires_grad_())
-    kernel = KERNELS["tiled"]
-    assert torch.autograd.gradcheck(lambda h, w: kernel(h, w, drawn.targets_T, 0.7, True), inputs)
+    assert torch.autograd.gradcheck(lambda h, w: tiled(h, w, drawn.targets_T, 0.7, True), inputs)
 
 
 def test_targets_at_the_edges_of_tiles_are_found_once(cut: Any):
@@ -412,16 +409,3 @@ def test_the_head_keeps_the_module_and_its_weight():
 def test_a_head_with_a_bias_is_refused():
     with pytest.raises(AssertionError, match="bias"):
         LogprobHead.replacing(nn.Linear(3, 5))
-
-
-def test_a_kernel_that_nobody_knows_is_refused():
-    with pytest.raises(UserError, match="no head kernel 'naive': choose one of tiled, trl"):
-        LogprobHead.replacing(nn.Linear(3, 5, bias=False), kernel="naive")
-
-
-def test_the_kernel_of_a_library_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "trl.kernels", None)  # what Python keeps for "not there"
-    monkeypatch.setitem(sys.modules, "trl", None)
-    scoring = LogprobHead.replacing(nn.Linear(3, 5, bias=False), kernel="trl")
-    with pytest.raises(UserError, match="needs TRL"):
-        scoring(torch.ones(1, 3), torch.tensor([0]), 1.0)

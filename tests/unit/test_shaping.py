@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.algo.advantage import ADVANTAGES
-from grpo.algo.shaping import is_flat, is_informative, overlong_penalty, shape, split_flat
+from grpo.algo.shaping import is_flat, is_informative, overlong_penalty, shape
 from grpo.batch.build import with_advantages
 from grpo.types import FinishReason, Group, Prompt, Response, Row, ScoredGroup, Verdict
 from tests.examples import examples
@@ -34,22 +34,16 @@ def test_a_group_is_flat_where_rewards_differ_by_rounding_only(rewards: list[flo
     assert is_flat(rewards) is flat
 
 
-def test_the_tolerance_can_be_widened():
-    assert is_flat([0.9, 1.0], tolerance=0.1)
-
-
 @pytest.mark.parametrize("rewards", [[], [1, math.nan], [math.inf, math.inf]])
 def test_rewards_that_say_nothing_are_refused(rewards: list[float]):
     with pytest.raises(ValueError, match="finite"):
         is_flat(rewards)
 
 
-def test_groups_are_split_in_their_order():
+def test_a_group_is_informative_where_its_verdicts_differ():
     rewards: list[list[float]] = [[1, 0], [1, 1], [0, 1], [0, 0]]
-    groups = [scored(serial, group) for serial, group in enumerate(rewards)]
-    informative, flat = split_flat(groups)
-    assert [g.group.prompt.serial for g in informative] == [0, 2]
-    assert [g.group.prompt.serial for g in flat] == [1, 3]
+    found = [is_informative(scored(serial, group)) for serial, group in enumerate(rewards)]
+    assert found == [True, False, True, False]
 
 
 @examples(50)

@@ -122,7 +122,7 @@ def _same_items(
         golds = [("", f"{label} = {value}") for label, value in golds]
         answers = [("", f"{label} = {value}") for label, value in answers]
     if ordered or distinct:
-        left, right = _in_order(golds, ordered), _in_order(answers, ordered)
+        left, right = _in_order(golds), _in_order(answers)
         return all(same(g, a) for g, a in zip(left, right, strict=True))
     return _match([v for _, v in golds], [v for _, v in answers], same)
 
@@ -132,7 +132,7 @@ def _once(named: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     return list({(label, squeeze(value)): (label, value) for label, value in named}.values())
 
 
-def _in_order(named: Sequence[tuple[str, str]], ordered: bool) -> list[str]:
+def _in_order(named: Sequence[tuple[str, str]]) -> list[str]:
     """By name where the names are a run of letters whose order everybody knows, else as written:
     `y = 2, x = 1` is (1, 2)."""
     names = [label for label, _ in named]
