@@ -2,6 +2,9 @@
 
 import io
 import math
+import re
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,6 +198,40 @@ def test_a_terminal_draws_a_table_with_brackets_kept() -> None:
     terminal = Terminal()
     Screen(terminal).table("scores", ["name"], [["[0.1, 0.2]"]])
     assert "[0.1, 0.2]" in terminal.getvalue() and "━" in terminal.getvalue()
+
+
+def table_at(width: int, monkeypatch: pytest.MonkeyPatch, *table: Any) -> list[str]:
+    """The lines of a table in a terminal of so many columns, without colours."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal = Terminal()
+    Screen(terminal).table(*table)
+    return re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+
+
+def test_a_table_wider_than_the_terminal_is_folded_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = "0.374 (95 %: 0.341 to 0.406)"
+    columns = ["benchmark", "score", "first", "peak", "at step", "last"]
+    rows = [[f"a_benchmark_{n}", "avg@8", interval, interval, 140 + n, interval] for n in (1, 2)]
+    lines = table_at(80, monkeypatch, "accuracy", columns, rows)
+    assert max(map(len, lines)) <= 80
+    found = Counter(re.findall(r"[^\s┃│]+", "\n".join(lines[3:])))
+    for word, times in Counter(f"{interval} {interval} {interval}".split()).items():
+        assert found[word] == 2 * times
+    assert found["141"] == found["142"] == 1
+
+
+def test_a_word_longer_than_its_column_is_cut_up_and_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = table_at(20, monkeypatch, "files", ["path"], [["x" * 50]])
+    assert max(map(len, lines)) <= 20
+    assert "".join(lines).count("x") == 50
+
+
+def test_texts_stand_on_the_left_and_numbers_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["weights", 0.5, "yes"], ["kv", 12.25, "no"]]
+    lines = table_at(80, monkeypatch, "t", ["part", "GiB", "fits"], rows)
+    assert lines[4:6] == ["│ weights │   0.5 │ yes  │", "│ kv      │ 12.25 │ no   │"]
 
 
 def test_warnings_go_to_stderr_and_notes_do_not() -> None:
