@@ -152,7 +152,7 @@ def peak_rss() -> int:
 
 
 def versions(**more: str) -> dict[str, str]:
-    """Of the packages that figures hang on, those that are installed; `more` for another's."""
+    """Of the packages that figures depend on, those that are installed; `more` for another's."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

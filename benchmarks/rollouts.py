@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/rollouts.py [--model FOLDER] [--json FILE]
 
-Both sides serve the same weights, the demo's unless told otherwise, with the same engine arguments,
+Both sides serve the same weights, by default the demo's, with the same engine arguments,
 prompts, seeds and lengths. The bare side is `AsyncLLM.generate` on one event loop with nothing
 around it; ours is the trainer's own path: Ray, RolloutPool, groups as records with logprobs,
 detokenised.

@@ -190,7 +190,7 @@ class _PlainProgress:
 
 
 def _is_number(cell: str) -> bool:
-    """With a unit or without; ? and - stand for numbers that are not known."""
+    """With a unit or without; ? and - stand for unknown numbers."""
     return (
         re.fullmatch(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( ?(%|[a-zA-Z]{1,3}))?|[-?]|nan|", cell)
         is not None

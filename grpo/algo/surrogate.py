@@ -171,7 +171,7 @@ def clip_fractions(
     """Shares of the T tokens that got no gradient from this surrogate (its options bound):
     (A < 0, A > 0), two detached scalars; 0 where there is no token.
 
-    Asked of the gradient itself, so that it holds for any surrogate. Over several micro-batches
+    Read off the gradient itself, so that it holds for any surrogate. Over several micro-batches
     weigh them by T, or the result is a mean of means.
     """
     with torch.enable_grad():

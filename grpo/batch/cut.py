@@ -15,7 +15,7 @@ from grpo.batch.partition import best_fit, differencing, split_to
 from grpo.types import Batch, MicroBatch
 
 # Attention costs as much as the rest of a layer at about 12 hidden sizes; 16384 tokens suits
-# models of one to three thousand. Only the balance between ranks hangs on it.
+# models of one to three thousand. Only the balance between ranks depends on it.
 QUADRATIC_LENGTH = 16384
 # What every micro-batch costs besides its tokens, as a share of the budget: with a large share,
 # fewer and fuller micro-batches are preferred to prompts that are computed less often.

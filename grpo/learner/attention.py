@@ -22,7 +22,7 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from grpo.errors import UserError
 
 PACKED = "grpo_packed"
-# What some models ask of attention and ours does not do.
+# What some models expect of attention and ours does not do.
 _NOT_DONE = ("softcap", "s_aux")
 
 
@@ -60,8 +60,8 @@ class Segments:
 
 
 def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
-    """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`. To be asked of
-    tensors on the host: what it reads of them a device would have to be waited for."""
+    """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`. Takes
+    tensors on the host: reading them from a device would mean waiting for it."""
     starts: list[int] = cu_seqlens.tolist()
     firsts: list[int] = position_ids_S[cu_seqlens[:-1].long()].tolist()
     lengths = [end - start for start, end in itertools.pairwise(starts)]

@@ -3,7 +3,7 @@
 Counted as in PaLM's appendix B (arXiv 2204.02311): two operations per multiply-add of a matrix
 product, forward once, backward twice; norms, rotary embeddings and softmax are left out. Attention
 is causal, so a sequence of n tokens has n (n + 1) / 2 pairs, and the head scores response tokens
-only: both count less than the usual 6 N per token, which would flatter us.
+only: both count less than the usual 6 N per token, which would overstate the utilization.
 """
 
 import re

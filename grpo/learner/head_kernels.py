@@ -203,7 +203,7 @@ class _TiledLogprob(torch.autograd.Function):
 
 
 class _Slopes:
-    """How the loss falls with each logit, from how it falls with each logprob and entropy."""
+    """The gradient in each logit, from the gradients in each logprob and entropy."""
 
     def __init__(
         self,
@@ -238,7 +238,7 @@ def tiled(
 ) -> tuple[Tensor, Tensor | None]:
     """[T] logprobs of the targets, and [T] entropies if they are asked for. Plain torch: any
     device, float64 to bfloat16."""
-    # Our own packing makes the targets. On CUDA to ask would be to wait for the device.
+    # Our own packing makes the targets. On CUDA the check would have to wait for the device.
     inside = targets_T.is_cuda or bool(((targets_T >= 0) & (targets_T < len(weight_VH))).all())
     assert inside, f"a target lies outside the vocabulary of {len(weight_VH)}"
     return _TiledLogprob.apply(hidden_TH, weight_VH, targets_T, temperature, entropy)  # type: ignore

@@ -30,7 +30,7 @@ _NORM_BYTES = {"cpu": 8, "cuda": FLOAT32}
 
 @dataclass(frozen=True, slots=True)
 class LearnerSetting:
-    """What a rank's memory hangs on.
+    """What a rank's memory depends on.
 
     tokens, targets: S and T of the largest micro-batch. checkpoint_every: which layers are computed
     again in backward; 0 for none. bucket_bytes: a bucket of weights on the way to the engines.
@@ -81,7 +81,7 @@ def resident(setting: LearnerSetting) -> dict[str, float]:
     if not setting.offload_optimizer:
         parts |= optimizer_state(setting)
     bucket = setting.reduce_bucket
-    if setting.device == "cpu":  # memory that was never written to is not there
+    if setting.device == "cpu":  # memory that was never written to takes no space
         bucket = min(bucket, setting.shape.parameters)
     parts["gradient bucket"] = e * bucket
     if setting.ranks > 1:

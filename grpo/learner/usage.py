@@ -1,4 +1,4 @@
-"""What an optimizer step made of its device: operations, utilization, peak memory."""
+"""How well an optimizer step used its device: operations, utilization, peak memory."""
 
 import resource
 import time
@@ -69,7 +69,7 @@ class Meter:
 
 
 def usage_metrics(ranks: list[dict[str, float]]) -> dict[str, float]:
-    """What `Meter.stop` said on every rank, under the names that are logged."""
+    """What `Meter.stop` returned on every rank, under the names that are logged."""
     metrics = {"memory/learner_peak_gib": max(rank["peak_bytes"] for rank in ranks) / 2**30}
     if all("flops" in rank for rank in ranks):
         slowest_s = max(rank["seconds"] for rank in ranks)

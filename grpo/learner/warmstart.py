@@ -85,7 +85,7 @@ def warm_start(
 ) -> float:
     """Trains until `accuracy()` reaches config.until_accuracy; returns it.
 
-    `report(step, loss, accuracy)` hears of every check. Raises RunError where max_steps pass
+    `report(step, loss, accuracy)` is called at every check. Raises RunError where max_steps pass
     without getting there.
     """
     generator = torch.Generator().manual_seed(seed)

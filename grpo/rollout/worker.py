@@ -22,7 +22,7 @@ from grpo.types import Group, Prompt, Response, VersionSpan
 
 
 class RolloutWorker:
-    """Samples groups, is told of new weights, scores fixed tokens. Plain Python: Ray wraps it.
+    """Samples groups, takes new weights, scores fixed tokens. Plain Python: Ray wraps it.
 
     All methods are coroutines on one event loop; many `sample` calls run at once.
     """
@@ -41,7 +41,7 @@ class RolloutWorker:
         self._engine = AsyncLLM.from_engine_args(args)
         await self._engine.update_weight_version("0")
         # vLLM hands over every token of every answer as objects of its own. The collector would
-        # look through all that was imported each time some thousands have come, which is most of
+        # scan everything that was imported each time a few thousand have come, which is most of
         # what it costs to take them in. What is here now stays to the end.
         gc.collect()
         gc.freeze()

@@ -31,7 +31,7 @@ _START_TIMEOUT_S = 120.0  # on a busy machine the imports alone take many second
 _RETRY_S = 0.5  # after workers could not be started; doubled each time
 _LONGEST_RETRY_S = 30.0
 _ATTEMPTS = 2  # a worker may die through no fault of the answer (out of memory)
-_STARTS = 3  # that fail in a row before those who wait are told
+_STARTS = 3  # that fail in a row before those who wait get an error
 _JUDGED_BY_ONE = 10_000  # answers; what sympy's caches and leaks have gathered goes with the worker
 # What the queue and the workers hold at once; `submit` waits where there is no room.
 _MOST_ANSWERS = 1024

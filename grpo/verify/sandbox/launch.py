@@ -218,7 +218,7 @@ def _spare_uid() -> int:
 
 
 def bubblewrap_obstacle() -> str | None:
-    """Why bubblewrap is no choice, as far as can be told without starting it."""
+    """Why bubblewrap is no choice, as far as can be seen without starting it."""
     path = shutil.which("bwrap")
     if path is None:
         return "bwrap is not installed (Debian and Ubuntu: apt install bubblewrap)"
