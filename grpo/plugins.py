@@ -9,6 +9,9 @@ from pathlib import Path
 
 from grpo.errors import UserError
 
+# Set for workers, so that they find the plugins that the driver found.
+WORKING_DIRECTORY = "GRPO_WORKING_DIRECTORY"
+
 
 def import_plugins(names: Sequence[str]) -> None:
     """Imports modules that register parts, from the environment or the working directory. Raises
@@ -17,29 +20,36 @@ def import_plugins(names: Sequence[str]) -> None:
     The working directory is searched last, so that a file in it never takes the place of a module
     that a library imports.
     """
-    if names and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    here = working_directory()
+    if names and str(here) not in sys.path:
+        sys.path.append(str(here))
     for name in names:
-        _refuse_hidden(name.partition(".")[0])
+        _refuse_hidden(name.partition(".")[0], here)
         try:
             importlib.import_module(name)
         except ImportError as error:
             raise UserError(
                 f"plugins: {name!r} cannot be imported ({error}): expected the dotted name of a "
-                f"module that is installed, on PYTHONPATH or in the working directory {Path.cwd()}"
+                f"module that is installed, on PYTHONPATH or in the working directory {here}"
             ) from error
 
 
-def _refuse_hidden(top: str) -> None:
+def working_directory() -> Path:
+    """Where the command was started; a worker's own may be another."""
+    return Path(os.environ.get(WORKING_DIRECTORY) or os.getcwd())
+
+
+def _refuse_hidden(top: str, here: Path) -> None:
     """A module here whose name is taken elsewhere would be passed over in silence."""
-    here = Path.cwd()
-    local = next((path for path in (here / f"{top}.py", here / top) if path.exists()), None)
+    local = [path for path in (here / f"{top}.py", here / top) if path.exists()]
     spec = importlib.util.find_spec(top)
-    if local is None or spec is None:
+    if not local or spec is None:
         return
-    found = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-    if not any(Path(path).resolve().is_relative_to(here.resolve()) for path in found):
+    found = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    ours = {path.resolve() for path in (*local, here / top / "__init__.py")}
+    if not any(Path(path).resolve() in ours for path in found if path):
+        other = found[0] if found else "a module of Python"
         raise UserError(
-            f"plugins: {top!r} is {local}, but {found[0] if found else 'a module of Python'} has "
-            "the same name and comes first: give yours another name"
+            f"plugins: {top!r} is {local[0]}, but {other} has the same name and comes first: give "
+            "yours another name"
         )

@@ -79,7 +79,7 @@ def settings(
     from grpo.registry import nearest
 
     of_data = [text for text in overrides if not _is_for_the_verifier(text)]
-    settings_of_it: dict[str, Any] = {"name": verifier, "workers": os.cpu_count() or 1}
+    settings_of_it: dict[str, Any] = {"name": verifier, "workers": len(os.sched_getaffinity(0))}
     plugins: Any = []
     for text in filter(_is_for_the_verifier, overrides):
         keys, value = parse_override(text)

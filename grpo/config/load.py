@@ -148,8 +148,9 @@ def _plain(
         raise UserError(f"{line}: {node.value!r} is not a valid {node.tag!r}") from None
 
 
-def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...]) -> Any:
-    """Replaces every `extends: FILE`, and every string short for one, by the file's content."""
+def _extend(tree: Any, at: Key, path: Path | None, marks: Marks, chain: tuple[Path, ...]) -> Any:
+    """Replaces every `extends: FILE`, and every string short for one, by the file's content. The
+    file is looked for beside `path`, too, which names it; None for the command line."""
     free = any(key in _FREE_KEYS for key in at)
     if isinstance(tree, list):
         names_files = bool(at) and at[-1] in _FILE_LISTS and not free
@@ -168,7 +169,7 @@ def _extend(tree: Any, at: Key, path: Path, marks: Marks, chain: tuple[Path, ...
     if base_name is None:
         return own
     if not isinstance(base_name, str):
-        raise UserError(f"{path}: extends must name one file, got {base_name!r}")
+        raise UserError(f"{path or _COMMAND_LINE}: extends must name one file, got {base_name!r}")
     return _Replacing(_merge(_read(find(base_name, _kind(at), path), at, marks, chain), own))
 
 
@@ -224,7 +225,7 @@ def _override(tree: dict[str, Any], text: str, marks: Marks) -> dict[str, Any]:
     for part in reversed(path[1:]):
         nested = {part: nested}
     marks[tuple(path)] = _COMMAND_LINE
-    change = _extend({path[0]: nested}, (), Path("."), marks, ())
+    change = _extend({path[0]: nested}, (), None, marks, ())
     return _merge_at(tree, change, dotted)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from grpo.config.data import Choice, DataConfig, Section
+from grpo.config.engine import refused
 from grpo.config.suite import SuiteConfig
 
 
@@ -94,11 +95,13 @@ class RolloutConfig(Section):
     timeout_s: float = Field(default=3600, gt=0, description="longest wait for any one group")
 
     @model_validator(mode="after")
-    def _a_group_has_siblings(self) -> "RolloutConfig":
+    def _groups_and_engines_can_work(self) -> "RolloutConfig":
         if self.group_size < 2:
             raise ValueError(
                 f"group_size is {self.group_size}; advantages compare siblings: use >= 2"
             )
+        if why := refused(self.engine):
+            raise ValueError(f"engine sets {why}")
         return self
 
 

@@ -3,12 +3,13 @@
 import glob
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from grpo.config.data import DataConfig
 from grpo.config.load import load_suite, resolved
-from grpo.config.shipped import shipped, shipped_root
+from grpo.config.shipped import find, shipped, shipped_root
 from grpo.data.read import Fault, open_source
 from grpo.data.rows import problem_of
 from grpo.data.seal import file_sha256
@@ -60,8 +61,8 @@ def _matches(name: str) -> list[Path]:
     for pattern in (name, str(shipped_root() / name)):
         if paths := [Path(path) for path in sorted(glob.glob(pattern)) if Path(path).is_file()]:
             return paths
-    if name in shipped("eval"):
-        return [shipped("eval")[name]]
+    with suppress(UserError):
+        return [find(name, "eval")]
     raise UserError(
         f"decontaminate.against {name!r}: no such suite or file of problems from {Path.cwd()}, and "
         f"none in the package, which has {', '.join(shipped('eval'))}: name suites or files with "

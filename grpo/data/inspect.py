@@ -98,7 +98,8 @@ def _compare(
     unread: dict[str, str] = {}
     for benchmark in benchmarks:
         try:
-            problems |= problems_of([benchmark], screen)
+            for name, of_name in problems_of([benchmark], screen).items():
+                problems.setdefault(name, []).extend(of_name)  # two may have one name
         except UserError as error:
             unread[benchmark.name] = str(error)
     found, facts = compare_with(problems, loaded.rows, config, screen)

@@ -75,8 +75,8 @@ def _judge_file(
     groups = read_stored(path, rows, [labels_of(row, config) for row in rows])
     sampled = {"answers": hashlib.sha256(path.read_bytes()).hexdigest()}
     path_out = answers_folder(out) / f"{config.name}.parquet"
-    store = AnswerStore(path_out, sampled, judged_by(config.verifier))
-    pools = VerifierPools(os.cpu_count() or 1, plugins)
+    store = AnswerStore(path_out, sampled, judged_by(config.verifier, config.judge_timeout_s))
+    pools = VerifierPools(len(os.sched_getaffinity(0)), plugins)
     with pools.pool(config.verifier, config.judge_timeout_s) as verifier:
         waiting = [submit(group, verifier) for group in groups]
         done = with_verdicts(config.name, waiting, screen, lambda: False)

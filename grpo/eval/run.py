@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from grpo.config.engine import refused
 from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
@@ -129,9 +130,8 @@ def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> 
         "max_tokens": config.max_tokens,
     }
     name = config.name if bench.model is None else f"{config.name}-{_digest(sampled)[:8]}"
-    return AnswerStore(
-        answers_folder(bench.out) / f"{name}.parquet", sampled, judged_by(config.verifier)
-    )
+    judged = judged_by(config.verifier, config.judge_timeout_s)
+    return AnswerStore(answers_folder(bench.out) / f"{name}.parquet", sampled, judged)
 
 
 def _answers(
@@ -219,11 +219,15 @@ def target_model(target: str) -> str:
     return local_model(target)
 
 
-def weights_identity(model: str, dtype: str) -> dict[str, Any]:
-    """Tells a model folder's content from any other's: names, sizes and times of its files."""
+def weights_identity(model: str, options: "EngineOptions") -> dict[str, Any]:
+    """Tells a model folder's content from any other's, by names, sizes and times of its files, and
+    what computes with it from other engines."""
     files = sorted(path for path in Path(model).iterdir() if path.is_file())
     facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return {"dtype": dtype, "files": _digest(facts)}
+    identity: dict[str, Any] = {"dtype": options.dtype, "files": _digest(facts)}
+    if options.extra:
+        identity["engine"] = dict(options.extra)
+    return identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +255,16 @@ class EngineOptions:
             )
         return count
 
+    def max_model_len(self, context: int) -> int:
+        """Tokens of prompt and answer together, at most. Raises UserError."""
+        asked = self.extra.get("max_model_len", context)
+        if type(asked) is not int or not 0 < asked <= context:
+            raise UserError(
+                f"--engine max_model_len={asked}: expected a number of tokens up to the model's "
+                f"context, {context}"
+            )
+        return asked
+
 
 def evaluate_model(
     target: str, suite: SuiteConfig, options: EngineOptions, out: Path | None, screen: Screen
@@ -261,7 +275,10 @@ def evaluate_model(
     for benchmark in suite.benchmarks:
         check_benchmark(benchmark)
     options.count()
+    if why := refused(options.extra, of_eval=True):
+        raise UserError(f"--engine sets {why}")
     model = target_model(target)
+    max_model_len = options.max_model_len(context_length(model))
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
@@ -269,12 +286,12 @@ def evaluate_model(
         bench = Bench(
             rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
             tokenizer=load_tokenizer(model),
-            max_model_len=context_length(model),
-            verifiers=VerifierPools(os.cpu_count() or 1, tuple(suite.plugins)),
+            max_model_len=max_model_len,
+            verifiers=VerifierPools(len(os.sched_getaffinity(0)), tuple(suite.plugins)),
             screen=screen,
             out=out,
             stop=stop,
-            model=weights_identity(model, options.dtype),
+            model=weights_identity(model, options),
         )
         results = run_suite(suite, bench)
     if not results:
@@ -303,7 +320,7 @@ def _engines_on_demand(
             extra=dict(options.extra),
         )
         # One engine takes every core by itself; several share them.
-        threads = None if count == 1 else max(1, (os.cpu_count() or 1) // count)
+        threads = None if count == 1 else max(1, len(os.sched_getaffinity(0)) // count)
         cluster = opened.enter_context(Cluster(logs))
         several = "" if count == 1 else f"{count} times "
         screen.note(f"starting vLLM {several}on {model}; its log is in {logs}")

@@ -138,11 +138,13 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def judged_by(verifier: Choice) -> dict[str, Any]:
-    """What tells verdicts of this verifier, its options and its rules of today from others."""
+def judged_by(verifier: Choice, timeout_s: float) -> dict[str, Any]:
+    """What tells verdicts of this verifier, its options, its deadline and its rules of today from
+    others."""
     return {
         "verifier": verifier.name,
         "options": verifier.options,
+        "timeout_s": timeout_s,
         "rules": fingerprint(verifier.name),
     }
 

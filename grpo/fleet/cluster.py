@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from grpo.errors import RunError, UserError
 from grpo.fleet.stragglers import Patience
 from grpo.learner.spec import LearnerSpec
+from grpo.plugins import WORKING_DIRECTORY, working_directory
 from grpo.rollout.engine import EngineSpec, engine_environment, on_gpu
 
 _TAIL_LINES = 15
@@ -282,6 +283,4 @@ class Cluster:
         return _Push({worker.name: worker._actor for worker in workers}, timeout_s)
 
     def _environment(self) -> dict[str, str]:
-        # Plugins are looked up in the working directory, as `python -m` would.
-        path = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {"PYTHONPATH": path}
+        return {WORKING_DIRECTORY: str(working_directory())}

@@ -1,5 +1,6 @@
 """All rollout workers as one: prompts go out, groups come back as they finish."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ _START_TIMEOUT_S = 1800.0
 POLL_S = 0.5  # how soon a stop is noticed
 # Answers in flight per engine: several times what vLLM runs at once, so that it never runs out.
 _MOST_ANSWERS = 4096
+ABORT_S = 60.0  # an engine that works ends its requests within a second
+_log = logging.getLogger(__name__)
 
 
 class RolloutPool:
@@ -134,12 +137,19 @@ class RolloutStream:
         return groups
 
     def abort(self) -> None:
-        """Aborts every running request; what they had sampled is lost."""
+        """Aborts every running request; what they had sampled is lost. An engine that does not
+        even do that is left to its end: who aborts wants to stop, and has steps to save first."""
         self._waiting.clear()
-        gather([w.call("abort") for w in self._workers], self._timeout_s, self._timeout_key)
-        gather(self._running.values(), self._timeout_s, self._timeout_key)
+        wait_s = min(ABORT_S, self._timeout_s)
+        try:
+            gather([w.call("abort") for w in self._workers], wait_s, self._timeout_key)
+            gather(self._running.values(), wait_s, self._timeout_key)
+        except RunError as error:
+            _log.warning("sampling could not be stopped, and ends with the engines: %s", error)
+            self._running.clear()
+            return
         while self._running:
-            for call in self._next_done(self._timeout_s):
+            for call in self._next_done(wait_s):
                 self._settle(call)
 
     def _begin_to_wait(self) -> None:

@@ -220,7 +220,7 @@ class RunFolder:
         for path in later:
             target = aside / path.relative_to(self.path)
             target.parent.mkdir(exist_ok=True)
-            path.rename(target)
+            shutil.move(path, target)  # a folder of a run may be a link to another disk
         self._write_metrics(self.metrics, [row for row in rows if row["step"] <= step])
         return aside
 

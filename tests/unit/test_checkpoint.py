@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.files import read_json_lines
+
+OTHER_DISK = Path("/dev/shm")
 
 
 def state(step: int) -> TrainState:
@@ -295,6 +298,23 @@ def test_rewind_sets_aside_what_later_steps_wrote_and_drops_a_half_line(run: Run
     assert sorted(path.name for path in run.evaluations.iterdir()) == [
         *("step_000001", "step_000001.json", "step_000002", "step_000002.json")
     ]
+
+
+@pytest.mark.skipif(
+    not OTHER_DISK.is_dir()
+    or OTHER_DISK.stat().st_dev == Path(tempfile.gettempdir()).stat().st_dev,
+    reason=f"{OTHER_DISK} is no other file system",
+)
+def test_rewind_sets_aside_what_a_link_keeps_on_another_disk(run: RunFolder) -> None:
+    with tempfile.TemporaryDirectory(dir=OTHER_DISK) as elsewhere:
+        run.path.mkdir()
+        run.rollouts.symlink_to(elsewhere)
+        for step in (1, 2):
+            (run.rollouts / f"step_{step:06d}.parquet").write_text(f"answers of {step}")
+        aside = run.rewind(1)
+        assert aside is not None
+        assert (aside / "rollouts" / "step_000002.parquet").read_text() == "answers of 2"
+        assert [path.name for path in Path(elsewhere).iterdir()] == ["step_000001.parquet"]
 
 
 def test_rewinding_twice_within_a_second_keeps_both(run: RunFolder) -> None:

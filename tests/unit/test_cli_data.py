@@ -188,3 +188,24 @@ def test_a_folder_without_declarations_lists_those_of_the_package(
     assert result.exit_code == 2
     assert "no data set 'sums'" in result.output
     assert "Known: arithmetic, countdown, dapo_math_17k" in result.output
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_benchmarks_of_one_name_are_all_compared_with(order: tuple[str, str]):
+    for folder, problem in (("a", "1+1"), ("b", "9+9")):
+        Path(folder).mkdir()
+        write(f"{folder}/test.jsonl", (problem, "0"))
+    against = [part for folder in order for part in ("--against", f"{folder}/test.jsonl")]
+    result = run("check", "sums", "--strict", *against)
+    assert result.exit_code == 2
+    assert "1 rows stand in benchmarks, and --strict is set" in result.output
+
+
+def test_a_suite_of_the_users_own_is_compared_with_by_its_name():
+    Path("eval").mkdir()
+    Path("eval/mine.yaml").write_text(
+        "name: mine\ndata: {name: mine, path: bench.jsonl, template: '{problem}'}\n"
+    )
+    write("bench.jsonl", ("1+1", "2"))
+    result = run("check", "sums", "--against", "mine")
+    assert "1 rows stand in benchmarks" in result.output, result.output

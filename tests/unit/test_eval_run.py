@@ -163,7 +163,12 @@ def test_every_answer_is_kept_beside_the_result(bench: Workbench, tmp_path: Path
     assert [v.reward for v in groups[3].verdicts] == [1.0, 0.0]
     assert groups[1].labels == {"kind": "odd"}
     rules = fingerprint("exact")
-    assert facts["judged"] == {"verifier": "exact", "options": {}, "rules": rules}
+    assert facts["judged"] == {
+        "verifier": "exact",
+        "options": {},
+        "timeout_s": 10.0,
+        "rules": rules,
+    }
 
 
 def test_parts_have_their_own_scores(bench: Workbench) -> None:
@@ -259,11 +264,50 @@ def test_an_answer_that_leaves_no_room_for_the_prompt_is_refused(bench: Workbenc
 def test_weights_are_told_apart_by_their_files(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1")
-    first = weights_identity(str(tmp_path), "float32")
-    assert weights_identity(str(tmp_path), "float32") == first
-    assert weights_identity(str(tmp_path), "bfloat16") != first
+    first = weights_identity(str(tmp_path), EngineOptions())
+    assert weights_identity(str(tmp_path), EngineOptions()) == first
+    assert weights_identity(str(tmp_path), EngineOptions("bfloat16")) != first
     weights.write_bytes(b"12")
-    assert weights_identity(str(tmp_path), "float32") != first
+    assert weights_identity(str(tmp_path), EngineOptions()) != first
+
+
+def test_weights_that_an_engine_computes_with_in_another_way_are_others(tmp_path: Path) -> None:
+    plain = weights_identity(str(tmp_path), EngineOptions())
+    rounded = EngineOptions(extra={"quantization": "fp8"})
+    assert weights_identity(str(tmp_path), rounded) == plain | {"engine": {"quantization": "fp8"}}
+
+
+def test_a_shorter_context_of_the_engine_is_the_one_that_answers_must_fit() -> None:
+    assert EngineOptions().max_model_len(131072) == 131072
+    assert EngineOptions(extra={"max_model_len": 4096}).max_model_len(131072) == 4096
+    for wrong in (131073, 0, "4k", None, True):
+        with pytest.raises(UserError, match=r"expected a number of tokens up to .* 131072"):
+            EngineOptions(extra={"max_model_len": wrong}).max_model_len(131072)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"dtype": "bfloat16"}, r"--engine sets dtype \(to 'bfloat16'\): set --dtype instead"),
+        ({"tensor_parallel_size": 2}, "set --tensor-parallel instead"),
+        ({"logprobs_mode": "raw_logits"}, "it cannot be changed, leave it out"),
+    ],
+)
+def test_an_engine_option_that_has_a_name_of_its_own_is_refused_with_it(
+    bench: Workbench, tmp_path: Path, extra: dict[str, Any], said: str
+) -> None:
+    suite = SuiteConfig.model_validate(bench.settings)
+    with pytest.raises(UserError, match=said):
+        evaluate.evaluate_model(
+            str(tmp_path), suite, EngineOptions(extra=extra), tmp_path / "out.json", Screen()
+        )
+
+
+def test_verdicts_of_another_deadline_are_given_anew(bench: Workbench) -> None:
+    bench.run(Script(first_right), judge_timeout_s=5.0)
+    judged = len(bench.judged)
+    bench.run(again := Script(first_right), judge_timeout_s=60.0)
+    assert (len(again.asked), len(bench.judged)) == (0, 2 * judged)
 
 
 def test_verdicts_of_other_rules_are_given_anew_on_the_same_answers(
@@ -397,7 +441,7 @@ def test_a_run_tracks_its_peak_and_its_last_accuracy(bench: Workbench, capsys) -
     ]
     assert logged == [(0, 0.25, 0.25, 0.25), (10, 0.75, 0.75, 0.75), (20, 0.5, 0.75, 0.75)]
     capsys.readouterr()
-    _summary(run.recipe, run.folder, run.screen)
+    _summary(run.folder, run.screen)
     avg = next(line for line in capsys.readouterr().out.splitlines() if "avg@2" in line)
     assert [word for word in avg.split() if word[0] in "01"] == [
         *("0.250", "0.000", "0.750)"),
@@ -450,7 +494,7 @@ def test_a_model_whose_answers_are_all_there_is_scored_without_an_engine(
             verifiers=VerifierPools(1, (), (VerifierConfig(name="exact"), bench)),
             screen=Screen(),
             out=out,
-            model=weights_identity(str(folder), "float32"),
+            model=weights_identity(str(folder), EngineOptions()),
         ),
     )
     assert len(script.asked) == 4

@@ -39,3 +39,37 @@ def test_a_plugin_that_a_library_hides_is_refused_with_both_places(folder: Path)
     said = run(folder, program)
     assert said.startswith(f"plugins: 'statistics' is {folder / 'statistics.py'}, but ")
     assert said.endswith("comes first: give yours another name")
+
+
+def test_an_environment_within_the_working_directory_hides_a_plugin_as_well(folder: Path):
+    packages = folder / ".venv" / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "my_lab.py").write_text("print('of the library')")
+    program = (
+        f"\nsys.path.insert(0, {str(packages)!r})\n"
+        "try: import_plugins(['my_lab'])\nexcept UserError as error: print(error)"
+    )
+    said = run(folder, program)
+    assert said.startswith(f"plugins: 'my_lab' is {folder / 'my_lab.py'}, but {packages}")
+
+
+def test_a_module_that_is_built_into_python_hides_a_plugin_as_well(folder: Path):
+    (folder / "_thread.py").write_text("")
+    program = "\ntry: import_plugins(['_thread'])\nexcept UserError as error: print(error)"
+    assert "_thread.py, but a module of Python has the same name" in run(folder, program)
+
+
+@pytest.mark.parametrize("file", ["a_package/__init__.py", "a_folder/a_part.py"])
+def test_packages_of_the_working_directory_are_plugins_too(folder: Path, file: str):
+    (folder / file).parent.mkdir()
+    (folder / file).write_text("print('mine')")
+    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    assert run(folder, f"import_plugins([{name!r}])") == "mine"
+
+
+def test_a_worker_finds_the_plugins_of_the_driver_and_shadows_no_library(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("GRPO_WORKING_DIRECTORY", str(folder))
+    program = "import_plugins(['my_lab']); import statistics; print(statistics.mean([1, 3]))"
+    assert run(tmp_path_factory.mktemp("elsewhere"), program) == "mine\n2"

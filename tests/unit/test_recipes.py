@@ -282,3 +282,16 @@ def test_the_real_math_rows_load_without_the_four_that_have_no_answer(tmp_path: 
     assert 7400 < len(rows) <= 7470
     first = json.loads(lines[0])
     assert rows[0] == Row(str(first["id"]), first["problem"].strip(), first["answer"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("rollout.engine.max_model_len=4096", "set rollout.max_model_len instead"),
+        ("rollout.engine={dtype: float16}", "set model.dtype instead"),
+        ("rollout.engine.logprobs_mode=raw_logits", "it cannot be changed, leave it out"),
+    ],
+)
+def test_an_engine_option_that_has_a_key_of_its_own_is_refused_with_it(override: str, said: str):
+    with pytest.raises(UserError, match=rf"rollout.*engine sets .*{said}"):
+        load_recipe(Path("tiny_cpu"), [override])

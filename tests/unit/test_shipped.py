@@ -120,3 +120,13 @@ def test_the_wheel_takes_them_along_and_finds_them_there(tmp_path: Path, monkeyp
     assert find("one", "recipes") == installed / "shipped" / "recipes" / "one.yaml"
     with pytest.raises(UserError, match="no recipe 'tiny_cpu'"):
         find("tiny_cpu", "recipes")
+
+
+def test_a_file_of_the_folder_above_is_none_of_the_command_lines(tmp_path: Path, monkeypatch):
+    """Neither for the recipe's name nor for a name among its overrides."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "gsm8k_train.yaml").write_text("name: another\npath: x.jsonl\n")
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    recipe = load_recipe(Path("tiny_cpu"), ["data=gsm8k_train"])
+    assert recipe.data.name == "gsm8k_train"

@@ -1,5 +1,6 @@
 """Whoever keeps the others waiting is named after two minutes, not after an hour."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Worker:
 class Call:
     worker: Worker
     method: str
+    future: Future[Any] = field(default_factory=Future)
 
     def when_done(self, tell: Any) -> None: ...
 
@@ -149,3 +151,15 @@ def test_a_group_that_comes_in_lets_the_wait_begin_anew(clock, caplog):
     clock.now += 119
     patience.look([call("rollout-0", "sample")])
     assert not caplog.records
+
+
+def test_engines_that_do_not_even_stop_hold_nobody_up_who_wants_to_stop(caplog, monkeypatch):
+    """After Ctrl-C the steps that are finished must be saved, whatever the engines do."""
+    monkeypatch.setattr(engines, "ABORT_S", 0.05)
+    stream = stream_of(3, timeout_s=3600.0)
+    stream.abort()
+    assert stream.running == 0
+    assert said(caplog)[-1].startswith(
+        "sampling could not be stopped, and ends with the engines: no answer within 0 s from "
+        "rollout-0 (abort)"
+    )

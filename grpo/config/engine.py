@@ -1,0 +1,29 @@
+"""Arguments of vLLM's engine that have a key of their own, or that samples are read by."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# In a recipe, and for `grpo eval`; an empty word: nothing sets it.
+_KEYS: Mapping[str, tuple[str, str]] = {
+    "model": ("model.path", "the model that is evaluated"),
+    "dtype": ("model.dtype", "--dtype"),
+    "tensor_parallel_size": ("rollout.tensor_parallel", "--tensor-parallel"),
+    "max_model_len": ("rollout.max_model_len", ""),
+    "seed": ("seed", ""),
+    "logprobs_mode": ("", ""),
+    "skip_tokenizer_init": ("", ""),
+    "generation_config": ("", ""),
+    "weight_transfer_config": ("sync.transport", ""),
+}
+
+
+def refused(engine: Mapping[str, Any], *, of_eval: bool = False) -> str | None:
+    """Why these arguments cannot be passed on; None where they can. An evaluation may set the
+    length of the context, which it has no other option for."""
+    for key in engine:
+        if key not in _KEYS or (of_eval and key == "max_model_len"):
+            continue
+        instead = _KEYS[key][of_eval]
+        how = f"set {instead} instead" if instead else "it cannot be changed, leave it out"
+        return f"{key} (to {engine[key]!r}): {how}"
+    return None
