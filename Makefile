@@ -68,7 +68,8 @@ types: $(STAMP)
 quick: $(STAMP)
 	GRPO_TESTS=quick $(VENV)/bin/pytest tests/unit $(WORKERS) $(ARGS)
 
-# What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed.
+# What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed:
+# each of them has work for all cores.
 .PHONY: test
 test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included (under 12 minutes)
 	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)

@@ -10,7 +10,6 @@ from grpo.errors import Interrupted
 from grpo.eval import run as evaluate
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
-from grpo.report.curves import write_curves
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.log import write_rollouts
@@ -232,6 +231,8 @@ def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
 
 def _summary(folder: RunFolder, screen: Screen) -> None:
     """Curves, and accuracy at the first evaluation, at its peak and at the last one."""
+    from grpo.report.curves import write_curves  # matplotlib, which only the end of a run needs
+
     for path in write_curves(folder):
         screen.note(f"wrote {path}")
     evaluations = evaluate.history(eval_path(folder, 0).parent)

@@ -33,6 +33,8 @@ def ahead(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     run.process.send_signal(signal.SIGINT)
     facts["exit code"] = run.finish()
     facts["interrupted"] = all_gone(family)
+    facts["steps"] = steps_logged(folder)
+    facts["latest"] = (folder / "run" / "checkpoints" / "latest").resolve().name
 
     run = Run(path, "schedule.max_staleness=1")
     assert run.finish() == 0, run.text()
@@ -47,6 +49,12 @@ def test_every_prompt_and_every_step_is_there_once(ahead):
     assert steps_logged(folder) == list(range(1, STEPS + 1))
     taken = serials(folder)
     assert sorted(taken) == list(range(len(taken))) and len(taken) >= STEPS * PROMPTS
+
+
+def test_ctrl_c_saves_the_last_finished_step(ahead):
+    """In a checkpoint of its own: every second step has one anyway."""
+    _, facts = ahead
+    assert facts["latest"] == f"step_{facts['steps'][-1]:06d}"
 
 
 def test_answers_are_one_update_old_and_never_older(ahead):
