@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -40,14 +41,15 @@ def _plugin_files(verifier: Callable[..., Any]) -> list[Path]:
     home = _file_of(module)
     if home is None or home.is_relative_to(_PACKAGE):
         return []
-    beside = {file for file in map(_file_of, list(sys.modules.values())) if file is not None}
-    ours = [f for f in beside if f.is_relative_to(home.parent) and not _is_library(f, home.parent)]
+    folder = f"{home.parent}{os.sep}"
+    beside = [file for file in map(_file_of, list(sys.modules.values())) if file is not None]
+    ours = {f for f in beside if str(f).startswith(folder) and not _is_library(f, home.parent)}
     return sorted({home, *ours})
 
 
 def _file_of(module: ModuleType | None) -> Path | None:
     file = None if module is None else vars(module).get("__file__")
-    return Path(file) if file and Path(file).suffix == ".py" else None
+    return Path(file) if file and file.endswith(".py") else None
 
 
 def _is_library(file: Path, folder: Path) -> bool:
