@@ -55,7 +55,7 @@ demo: $(STAMP) ## train a small model from nothing and show its accuracy before 
 	$(VENV)/bin/grpo train recipes/tiny_cpu.yaml $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## lint, types and unit tests, properties on a quarter of their examples (under 90 s)
+check: $(STAMP) ## lint, types and unit tests, properties on a quarter of their examples (a minute and a half)
 	@$(MAKE) --no-print-directory --output-sync=target -j2 types quick
 
 # Room for young objects: node's collector is a tenth of a type check otherwise.
@@ -73,7 +73,7 @@ quick: $(STAMP)
 # What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed:
 # each of them has work for all cores.
 .PHONY: test
-test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included (under 12 minutes)
+test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included (a quarter of an hour)
 	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
 	$(VENV)/bin/pytest tests/e2e $(ARGS)
 
