@@ -72,15 +72,13 @@ quick: $(STAMP)
 
 # What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed:
 # each of them has work for all cores.
-.PHONY: test
-test: $(STAMP) $(THEIRS) ## every test, vLLM and DeepSpeed end to end included (a quarter of an hour)
+.PHONY: test test-full
+test: ## every test, vLLM and DeepSpeed end to end included (a quarter of an hour)
+test-full: ## the same, and every round of the learner's grid
+test-full: ROUNDS := -m "full or not full"
+test test-full: $(STAMP) $(THEIRS)
 	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
-	$(VENV)/bin/pytest tests/e2e $(ARGS)
-
-.PHONY: test-full
-test-full: $(STAMP) $(THEIRS) ## the same, and every round of the learner's grid
-	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
-	$(VENV)/bin/pytest tests/e2e -m "full or not full" $(ARGS)
+	$(VENV)/bin/pytest tests/e2e $(ROUNDS) $(ARGS)
 
 .PHONY: differential
 differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own code

@@ -219,17 +219,6 @@ def target_model(target: str) -> str:
     return local_model(target)
 
 
-def weights_identity(model: str, options: "EngineOptions") -> dict[str, Any]:
-    """Tells a model folder's content from any other's, by names, sizes and times of its files, and
-    what computes with it from other engines."""
-    files = sorted(path for path in Path(model).iterdir() if path.is_file())
-    facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    identity: dict[str, Any] = {"dtype": options.dtype, "files": _digest(facts)}
-    if options.extra:
-        identity["engine"] = dict(options.extra)
-    return identity
-
-
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How vLLM is started for an evaluation.
@@ -264,6 +253,17 @@ class EngineOptions:
                 f"context, {context}"
             )
         return asked
+
+
+def weights_identity(model: str, options: EngineOptions) -> dict[str, Any]:
+    """Tells a model folder's content from any other's, by names, sizes and times of its files, and
+    what computes with it from other engines."""
+    files = sorted(path for path in Path(model).iterdir() if path.is_file())
+    facts = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    identity: dict[str, Any] = {"dtype": options.dtype, "files": _digest(facts)}
+    if options.extra:
+        identity["engine"] = dict(options.extra)
+    return identity
 
 
 def evaluate_model(

@@ -183,9 +183,8 @@ def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
     # A worker for each of six answers: those that hang do so side by side.
     command += ["verifier.timeout_s=0.5", "verifier.workers=6"]
     command += ["plugins=[tests.unit.hostile_verifiers]"]
-    result = run(*command, "--limit", "0.3")
-    assert result.exit_code == 1, result.output
-    assert "failed: 1 of 3 rows (33.33 %) can never be rewarded" in result.output
+    result = run(*command, "--limit", "0.4")
+    assert result.exit_code == 0, result.output
     assert "rows that can never be rewarded: 1" in result.output
     tree = json.loads(out.read_text())
     assert tree["rows"] == 3
@@ -199,6 +198,9 @@ def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
     wrong = {"off by one": 3, "last digit changed": 3, "sign flipped": 2, "another row's answer": 3}
     assert tree["wrong_judged"] == wrong
     assert tree["wrong_accepted"] == dict.fromkeys(wrong, 2)
+    result = run(*command, "--limit", "0.3")
+    assert result.exit_code == 1
+    assert "failed: 1 of 3 rows (33.33 %) can never be rewarded" in result.output
 
 
 @pytest.mark.parametrize(
@@ -247,8 +249,8 @@ def test_values_are_read_as_in_a_recipe():
 
 @pytest.mark.skipif(not AIME.is_file(), reason=f"{AIME} is not there")
 def test_every_reference_of_a_suite_of_integers_is_rewarded_and_none_of_its_mutations():
-    config = DataConfig(name="aime24", path=str(AIME), rows=10)
+    config = DataConfig(name="aime24", path=str(AIME))
     result = audit(config, VerifierConfig(workers=1, timeout_s=60.0), (), Screen())
-    assert result.accepted == dict.fromkeys(FORMATS, 10)
-    assert result.mutated == dict.fromkeys(result.mutated, 10)
+    assert result.accepted == dict.fromkeys(FORMATS, 30)
+    assert result.mutated == dict.fromkeys(result.mutated, 30)
     assert not result.fooled
