@@ -41,6 +41,8 @@ def _plugin_files(verifier: Callable[..., Any]) -> list[Path]:
     home = _file_of(module)
     if home is None or home.is_relative_to(_PACKAGE):
         return []
+    if home.parent.name == "site-packages":  # installed as one file, beside every other library
+        return [home]
     folder = f"{home.parent}{os.sep}"
     beside = [file for file in map(_file_of, list(sys.modules.values())) if file is not None]
     ours = {f for f in beside if str(f).startswith(folder) and not _is_library(f, home.parent)}

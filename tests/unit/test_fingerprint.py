@@ -113,6 +113,24 @@ def test_libraries_beside_a_plugin_are_none_of_its_rules(plugin: Path):
         assert fingerprint("ask") == before
 
 
+def test_a_plugin_that_is_installed_as_one_file_is_that_file(tmp_path: Path, monkeypatch):
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    for module_name in ("the_plugin", "the_neighbour"):
+        (packages / f"{module_name}.py").write_text("def ask(response, answer): ...\n")
+        monkeypatch.delitem(sys.modules, module_name, raising=False)
+    monkeypatch.syspath_prepend(str(packages))
+    importlib.import_module("the_neighbour")
+    monkeypatch.setitem(VERIFIERS._parts, "ask", importlib.import_module("the_plugin").ask)
+    fingerprint.cache_clear()
+    before = fingerprint("ask")
+    for changed, same in (("the_neighbour", True), ("the_plugin", False)):
+        with (packages / f"{changed}.py").open("a") as source:
+            source.write("# another rule\n")
+        fingerprint.cache_clear()
+        assert (fingerprint("ask") == before) is same
+
+
 def test_a_function_of_python_itself_has_no_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(VERIFIERS._parts, "equal", operator.eq)
     fingerprint.cache_clear()
