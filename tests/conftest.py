@@ -4,6 +4,7 @@ Processes that tests start choose their own number of threads.
 """
 
 import gc
+import logging
 import os
 from unittest.mock import patch
 
@@ -25,3 +26,8 @@ gc.set_threshold(50_000, 20, 100)
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    # pytest listens to every logger that keeps its messages to itself, six times in each test, and
+    # torch has fifty of them: a tenth of the time again. One that passes them on is heard as well.
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
