@@ -51,7 +51,11 @@ class VerifierPools:
 def submit(group: Answered, verifier: VerifierPool) -> Waiting:
     """The group on its way to its verdicts, which it may have already."""
     if group.verdicts is None:
-        return group, [verifier.submit(text, group.answer) for text in group.responses]
+        reasons = group.finish_reasons or ("stop",) * len(group.responses)
+        return group, [
+            verifier.submit(text, group.answer, problem=group.problem, truncated=reason == "length")
+            for text, reason in zip(group.responses, reasons, strict=True)
+        ]
     known: list[Future[Verdict]] = []
     for verdict in group.verdicts:
         known.append(Future())

@@ -17,7 +17,7 @@ from grpo.data import load_rows
 from grpo.errors import RunError, UserError
 from grpo.preflight.mutate import ANOTHERS, FORMATS, JUDGED_IN, MUTATIONS, answer_of_another
 from grpo.types import Row, Verdict
-from grpo.verify.exact import last_box
+from grpo.verify.answers import last_box
 from grpo.verify.pool import VerifierPool
 
 _SHOWN = 20  # rows of each list on the screen; all of them are in the file
@@ -131,10 +131,10 @@ def _by_row(
     """The judged cases of each row in turn; no more responses exist at a time than are judged."""
     waiting: deque[Case] = deque()
 
-    def items() -> Iterable[tuple[str, str]]:
+    def items() -> Iterable[tuple[str, str, str]]:
         for case in _cases(stated):
             waiting.append(case)
-            yield case.response, rows[case.index].answer
+            yield case.response, rows[case.index].answer, rows[case.index].problem
 
     judged: list[tuple[Case, Verdict]] = []
     for verdict in pool.stream(items()):

@@ -24,8 +24,7 @@ FORMATS: dict[str, Callable[[str], str]] = {
     r"\boxed{$gold$}": lambda gold: f"Putting it together:\n\n\\boxed{{{in_dollars(gold)}}}",
     "Answer: gold": lambda gold: f"Putting it together.\n\nAnswer: {gold}",
     "Answer: $gold$": lambda gold: f"Putting it together.\n\nAnswer: {in_dollars(gold)}",
-    "... is gold.": lambda gold: f"Putting it together, the result is {gold}.",
-    "... is $gold$.": lambda gold: f"Putting it together, the result is {in_dollars(gold)}.",
+    "<answer>gold</answer>": lambda gold: f"Putting it together:\n\n<answer>{gold}</answer>",
 }
 JUDGED_IN = r"\boxed{gold}"  # the format that wrong answers are written in
 

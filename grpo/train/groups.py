@@ -51,8 +51,16 @@ class PendingVerdicts:
         return len(self._pending)
 
     def add(self, group: Group) -> None:
-        answers = (response.text for response in group.responses)
-        verdicts = [self._verifier.submit(text, group.prompt.row.answer) for text in answers]
+        row = group.prompt.row
+        verdicts = [
+            self._verifier.submit(
+                response.text,
+                row.answer,
+                problem=row.problem,
+                truncated=response.finish_reason == "length",
+            )
+            for response in group.responses
+        ]
         self._pending.append((group, verdicts))
 
     def finished(self, wait_s: float) -> list[ScoredGroup]:

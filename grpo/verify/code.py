@@ -15,8 +15,8 @@ from pydantic import Field
 
 from grpo.errors import UserError
 from grpo.types import Verdict
+from grpo.verify.answers import fold
 from grpo.verify.code_tests import CallTests, StreamTests, read_tests, same_output
-from grpo.verify.exact import fold
 from grpo.verify.registry import VERIFIERS
 from grpo.verify.sandbox import (
     Allowance,

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from grpo.types import Verdict
-from grpo.verify.exact import PARSED_CAP, fold, last_box
+from grpo.verify.answers import PARSED_CAP, final_answer, fold
 from grpo.verify.registry import VERIFIERS
 
-# Only the end of an answer is judged.
-_TAIL_CHARS = 50_000
 # Far more than a handful of numbers needs, and too little to nest Python's parser to death.
 _LONGEST_CHARS = 200
 
@@ -30,15 +28,16 @@ _UNARY: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {
 
 
 @VERIFIERS.register("countdown")
-def countdown(response: str, answer: str) -> Verdict:
+def countdown(response: str, answer: str, *, truncated: bool = False) -> Verdict:
     """Does the expression that the response marks reach the target with the given numbers?
 
     `answer` is the target and the numbers, "98 from 44 19 35", and each number must be used
-    exactly once, with + - * / and parentheses, as in TinyZero's task. The last \\boxed{} is
-    judged, or where there is none what the last <answer>...</answer> holds. Values are exact
-    fractions, and the text is parsed but never run.
+    exactly once, with + - * / and parentheses, as in TinyZero's task. What the response marks is
+    judged (grpo/verify/answers.py). Values are exact fractions, and the text is parsed but never
+    run.
     """
-    marked = _marked(response[-_TAIL_CHARS:])
+    given = final_answer(response, truncated=truncated)
+    marked = fold(given.text) if given is not None else ""
     parsed = marked[:PARSED_CAP]
     if not marked:
         return Verdict(0.0, parsed, "no answer")
@@ -56,16 +55,6 @@ def countdown(response: str, answer: str) -> Verdict:
     if value != int(gold[1]):
         return Verdict(0.0, parsed, "wrong")
     return Verdict(1.0, parsed, "correct")
-
-
-def _marked(response: str) -> str:
-    """The expression with single spaces; "" where none is marked, or its mark is never closed."""
-    boxed = last_box(response)
-    if boxed is not None:
-        return fold(boxed)
-    end = response.rfind("</answer>")
-    start = response.rfind("<answer>", 0, max(0, end))
-    return fold(response[start + len("<answer>") : end]) if start >= 0 else ""
 
 
 def _parse(text: str) -> ast.expr:

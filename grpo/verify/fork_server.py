@@ -7,7 +7,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -37,12 +37,13 @@ class Submission:
 
     response: str
     answer: str
+    facts: Mapping[str, Any]
     future: Future[Verdict]
     attempts: int = 0
 
     @property
     def size(self) -> int:
-        return len(self.response) + len(self.answer)
+        return len(self.response) + len(self.answer) + len(self.facts["problem"])
 
 
 @dataclasses.dataclass(eq=False)
@@ -59,7 +60,7 @@ class Worker:
         """Raises OSError where the process is gone or does not read."""
         self.submission = submission
         self.deadline = time.monotonic() + timeout_s
-        self.pipe.send((submission.response, submission.answer))
+        self.pipe.send((submission.response, submission.answer, submission.facts))
 
 
 class ForkServer:

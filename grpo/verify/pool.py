@@ -104,13 +104,17 @@ class VerifierPool:
     ) -> None:
         self.close()
 
-    def submit(self, response: str, answer: str) -> Future[Verdict]:
+    def submit(
+        self, response: str, answer: str, *, problem: str = "", truncated: bool = False
+    ) -> Future[Verdict]:
         """The future gives a verdict whatever the verifier does; `close` cancels what is left.
+        `problem`, `truncated`: for verifiers that ask for them (grpo/verify/registry.py).
 
         Waits while the pool holds 1,024 answers or 64 Mi characters without a verdict. Room is
         made by the pool's own thread, whatever the caller's does meanwhile.
         """
-        submission = Submission(response, answer, Future())
+        facts = {"problem": problem, "truncated": truncated}
+        submission = Submission(response, answer, facts, Future())
         with self._changed:
             # A callback of a verdict runs on the dispatcher, which must not wait for itself.
             if threading.current_thread() is not self._dispatcher:
@@ -126,16 +130,16 @@ class VerifierPool:
 
     def judge(self, responses: Sequence[str], answer: str) -> list[Verdict]:
         """Verdicts on all responses, in their order."""
-        return list(self.stream((response, answer) for response in responses))
+        return list(self.stream((response, answer, "") for response in responses))
 
-    def stream(self, items: Iterable[tuple[str, str]]) -> Iterator[Verdict]:
-        """Verdicts on (response, answer) pairs, in their order. No more pairs are taken than the
-        pool has room for."""
+    def stream(self, items: Iterable[tuple[str, str, str]]) -> Iterator[Verdict]:
+        """Verdicts on (response, answer, problem), in their order. No more are taken than the pool
+        has room for."""
         futures: deque[Future[Verdict]] = deque()
-        for response, answer in items:
+        for response, answer, problem in items:
             if len(futures) == _MOST_ANSWERS:
                 yield futures.popleft().result()
-            futures.append(self.submit(response, answer))
+            futures.append(self.submit(response, answer, problem=problem))
         while futures:
             yield futures.popleft().result()
 

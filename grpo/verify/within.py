@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from grpo.types import Verdict
-from grpo.verify.equivalence.marks import marked
+from grpo.verify.answers import Marked, final_answer
 from grpo.verify.equivalence.numbers import read_number
 from grpo.verify.equivalence.text import tidy
 from grpo.verify.math import math
@@ -14,7 +14,17 @@ from grpo.verify.registry import VERIFIERS
 
 @VERIFIERS.register("math_within")
 def math_within(
-    response: str, answer: str, *, float_rounding: int = 6, strict: bool = True
+    response: str,
+    answer: str,
+    *,
+    problem: str = "",
+    truncated: bool = False,
+    marked: Marked = "required",
+    mark: str = "",
+    evaluated: bool = True,
+    original: bool = True,
+    float_rounding: int = 6,
+    strict: bool = True,
 ) -> Verdict:
     """Verifier `math`, and a number is right within the reference's tolerance, too.
 
@@ -26,10 +36,22 @@ def math_within(
         value, tolerance = _read(answer)
     except ValueError as error:
         return Verdict(0.0, "", f"gold does not parse: {error}")
-    verdict = math(response, value, float_rounding=float_rounding, strict=strict)
-    if verdict.reward or tolerance is None:
+    verdict = math(
+        response,
+        value,
+        problem=problem,
+        truncated=truncated,
+        marked=marked,
+        mark=mark,
+        evaluated=evaluated,
+        original=original,
+        float_rounding=float_rounding,
+        strict=strict,
+    )
+    said = final_answer(response, truncated=truncated, mark=mark)
+    if verdict.reward or tolerance is None or said is None:
         return verdict
-    gold, given = read_number(tidy(value)), read_number(tidy(marked(response) or ""))
+    gold, given = read_number(tidy(value)), read_number(tidy(said.text))
     if gold is None or given is None or abs(gold.value - given.value) > tolerance:
         return verdict
     return Verdict(1.0, verdict.parsed, "correct: tolerance")

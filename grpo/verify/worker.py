@@ -10,13 +10,14 @@ plugin starts or opens on import (threads, CUDA) does not survive the fork.
 
 import ctypes
 import dataclasses
+import inspect
 import math
 import os
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
@@ -27,7 +28,8 @@ from grpo.plugins import import_plugins
 from grpo.types import Verdict
 from grpo.verify import VERIFIERS
 
-Verifier = Callable[[str, str], Verdict]
+# (response, answer, facts), see grpo/verify/registry.py
+Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
 
 _MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -44,7 +46,7 @@ _WARM_UP = {
         (r"\boxed{\sqrt{3} \cdot \frac{1}{2}}", "2"),
         (r"\boxed{(x+1)^2}", "x^2+2x+2"),
         (r"\boxed{\{1, \pi\}}", "(1, 2]"),
-        ("The answer is $3$.", "(4, 5)"),
+        (r"The answer is \boxed{$3$}.", "(4, 5)"),
     ),
     "code": (("```python\nprint(1)\n```", '{"inputs": [""], "outputs": ["1"]}'),),
 }
@@ -54,7 +56,14 @@ def load(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifi
     """The verifier with its options. Raises UserError for an unknown name, a wrong option or a
     plugin that does not import."""
     import_plugins(plugins)
-    return VERIFIERS.bind(name, options)
+    bound = VERIFIERS.bind(name, options)
+    wanted = [fact for fact in VERIFIERS.supplied if fact in inspect.signature(bound).parameters]
+
+    def verifier(response: str, answer: str, facts: Mapping[str, Any]) -> Verdict:
+        told = {fact: facts[fact] for fact in wanted if fact in facts}
+        return bound(response, answer, **told)
+
+    return verifier
 
 
 def crash(what: str, seconds: float = 0.0) -> Verdict:
@@ -75,7 +84,7 @@ def run_fork_server(handle: int, driver_pid: int) -> None:
     name, options, plugins = control.recv()
     verifier = load(name, options, plugins)
     for response, answer in _WARM_UP.get(name, ()):
-        verifier(response, answer)
+        verifier(response, answer, {})
     if plugins:  # a plugin's verifier may well ask `math`
         for response, answer in _WARM_UP["math"]:
             VERIFIERS["math"](response, answer)
@@ -143,19 +152,21 @@ def _work(pipe: Connection, verifier: Verifier, server_pid: int) -> NoReturn:
         _die_with_parent(server_pid)
         _limit_memory()
         while True:
-            response, answer = pipe.recv()
-            pipe.send(judge(verifier, response, answer))
+            response, answer, facts = pipe.recv()
+            pipe.send(judge(verifier, response, answer, facts))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         os._exit(0)  # the pool is closed
     finally:
         os._exit(1)
 
 
-def judge(verifier: Verifier, response: str, answer: str) -> tuple[Verdict, bool]:
+def judge(
+    verifier: Verifier, response: str, answer: str, facts: Mapping[str, Any]
+) -> tuple[Verdict, bool]:
     """(the verdict, whether the process is spent and must not judge again)."""
     start = time.perf_counter()
     try:
-        verdict = verifier(response, answer)
+        verdict = verifier(response, answer, facts)
         if not math.isfinite(verdict.reward):
             raise ValueError(f"reward {verdict.reward} is not finite")
         plain = Verdict(

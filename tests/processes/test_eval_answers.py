@@ -166,7 +166,8 @@ def suite(tmp_path: Path) -> Path:
     )  # fmt: skip
     path = tmp_path / "sums.yaml"
     path.write_text(
-        f"name: sums\ndata: {{name: sums, path: {tmp_path / 'rows.jsonl'}}}\nverifier: exact\n"
+        f"name: sums\ndata: {{name: sums, path: {tmp_path / 'rows.jsonl'}}}\n"
+        "verifier: {name: exact, marked: preferred}\n"
     )
     return path
 

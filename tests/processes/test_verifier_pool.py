@@ -287,11 +287,11 @@ def test_a_stream_takes_no_more_answers_than_there_is_room_for(
     monkeypatch.setattr(pool_module, "_MOST_ANSWERS", 8)
     taken = 0
 
-    def answers() -> Iterator[tuple[str, str]]:
+    def answers() -> Iterator[tuple[str, str, str]]:
         nonlocal taken
         for i in range(1_000_000):
             taken += 1
-            yield str(i), "x"
+            yield str(i), "x", ""
 
     for i, verdict in zip(range(100), hostile.stream(answers()), strict=False):
         assert verdict.parsed == str(i)
@@ -360,7 +360,7 @@ def test_the_time_of_a_verdict_is_that_of_its_judging(hostile: VerifierPool):
 
 
 def test_a_verdict_with_a_long_text_is_shortened_to_fit_the_pipe():
-    verdict, is_spent = judge(lambda r, a: Verdict(1.0, r, "correct"), "x" * 100_000, "x")
+    verdict, is_spent = judge(lambda r, a, f: Verdict(1.0, r, "correct"), "x" * 100_000, "x", {})
     assert (len(verdict.parsed), is_spent) == (10_000, False)
 
 

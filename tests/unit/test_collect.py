@@ -66,7 +66,7 @@ class Engines:
 
 
 class Judge:
-    def submit(self, text: str, answer: str) -> Future[Verdict]:
+    def submit(self, text: str, answer: str, **facts: object) -> Future[Verdict]:
         future: Future[Verdict] = Future()
         future.set_result(Verdict(float(text), text, "correct" if text == "1" else "wrong"))
         return future

@@ -270,7 +270,7 @@ def threaded(error: Exception | None = None) -> tuple[Collector, Quick]:
     engines = Quick(Script(random.Random(7), pace=1.0))
     engines.error = error
     judge: Any = Judge(random.Random(8))
-    judge.submit = lambda text, answer: _now(Verdict(float(text), text, ""))
+    judge.submit = lambda text, answer, **facts: _now(Verdict(float(text), text, ""))
     rollouts: Any = engines
     return Collector(recipe(), prompts(), rollouts, judge), engines
 

@@ -88,8 +88,8 @@ def test_deep_nesting_within_the_limit_is_read(depth: int):
 
 
 def test_the_last_box_counts_and_tags_count_where_there_is_none():
-    assert judged(r"\boxed{44+19} or \boxed{44+19+35}") == (1.0, "correct")
-    assert judged(r"\boxed{44+19+35} or \boxed{44+19}")[0] == 0.0
+    assert judged(r"\boxed{44+19}, no: \boxed{44+19+35}") == (1.0, "correct")
+    assert judged(r"\boxed{44+19+35}, no: \boxed{44+19}")[0] == 0.0
     assert judged("<answer>1</answer> <answer> 44+19+35\n</answer> done") == (1.0, "correct")
     assert judged(r"\boxed{44} <answer>44+19+35</answer>")[0] == 0.0
 

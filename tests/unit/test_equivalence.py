@@ -18,7 +18,7 @@ ACCEPTED: dict[str, Pairs] = {
         (r"\sqrt{12} \text{ OR } 2\sqrt{3}", r"2\sqrt{3}"),
         ("6/4 OR 1.5", "1.5"),
     ],
-    "decimal comma": [("3,25", "3.25"), ("410.5", "410,5"), ("0,07", "0.07")],
+    "decimal comma": [("3.25", "3,25"), ("410.5", "410,5"), ("0,07", "0.07")],
     "words": [
         (r"\text{Tuesday}", "tuesday"),
         ("obtuse", r"\text{Obtuse}."),
@@ -153,6 +153,16 @@ ACCEPTED: dict[str, Pairs] = {
         ("45", "45 cm"),
         ("15th", r"15\text{ days}"),
         (r"2\text{ square feet}", r"2\text{ ft}^2"),
+        (r"5\text{ m/s}", r"18\text{ km/h}"),
+        (r"20\text{ mph}", r"20\text{ miles per hour}"),
+        (r"5\text{ m/s}", r"5\ \text{m}\cdot\text{s}^{-1}"),
+        (r"7200\text{ J}", r"7.2\text{ kJ}"),
+        (r"\$4.50", r"450\text{ cents}"),
+        (r"60\text{ cubic inches}", r"60\text{ in}^3"),
+        ("12", "12种方法"),
+        ("60", "60度"),
+        ("12", r"12\text{ maximum}"),
+        (r"52\text{ minutes}", r"52\text{ minutes earlier}"),
         (r"9\pi\text{ square units}", r"9\pi\text{ cm}^2"),
     ],
     "solved for y": [
@@ -162,13 +172,53 @@ ACCEPTED: dict[str, Pairs] = {
     ],
 }
 
+# Of the same number, another unit or noun.
+OTHER_UNITS = [
+    ("mph", "km/h"),
+    ("m/s", "m/s^2"),
+    ("m/s", "m/min"),
+    ("Hz", "kHz"),
+    ("kg", "g"),
+    ("N", "J"),
+    ("eV", "MeV"),
+    ("mW", "MW"),
+    ("ly", "pc"),
+    ("gallons", "quarts"),
+    ("bits", "bytes"),
+    ("degrees", "radians"),
+    ("feet", "square feet"),
+    ("years", "months"),
+    ("dollars", "euros"),
+    ("boys", "girls"),
+    ("profit", "loss"),
+    ("minutes late", "minutes early"),
+    ("years ago", "years from now"),
+]
+# What unsays a number that it stands behind.
+UNSAID = [
+    "excluded",
+    "impossible",
+    "is impossible",
+    "is too big",
+    "(extraneous)",
+    "rejected",
+    "plus one",
+    "times two",
+    "doubled",
+    "factorial",
+    "thirds",
+    "dozen",
+    "is not the answer",
+    "can be excluded",
+]
+
 REFUSED: dict[str, Pairs] = {
     "alternatives": [
         (r"\frac{15}{4} \text{ OR } 3.75", "15"),
         ("6/4 OR 1.5", "6"),
         ("1 OR 2", "3"),
     ],
-    "decimal comma": [("3,25", "32.5"), ("3, 25", "3.25"), ("410.5", "4,105")],
+    "decimal comma": [("3,25", "32.5"), ("3,25", "3.25"), ("0,4", "0.4"), ("410.5", "4,105")],
     "words": [
         ("Tuesday", "Thursday"),
         (r"4\text{ p.m.}", "4 AM"),
@@ -193,6 +243,12 @@ REFUSED: dict[str, Pairs] = {
     ],
     "interval": [
         ("[2, 5)", r"2 \le x \le 5"),
+        ("(0, 1)", "[0, 1]"),
+        ("[0, 1]", "(0, 1)"),
+        ("(0, 1)", "[0, 1)"),
+        ("x \\in (0, 1)", "x \\in [0, 1]"),
+        ("[1, 9]", "1 < x < 9"),
+        (r"(-\infty, 0)", r"[-\infty, 0]"),
         ("x > 7", r"[7, \infty)"),
         ("x > 7", "x < 7"),
         ("x > 7", "y > 7"),
@@ -261,6 +317,7 @@ REFUSED: dict[str, Pairs] = {
         ("3, 8", "3"),
         ("3", "3, 8"),
         ("(3, 8)", "(3, 8, 8)"),
+        ("(3, 8)", "3, 8, 8"),
         ("3, 8", "3, 8, 9"),
         ("3, 3, 8", "3, 8, 8"),
         ("(2, 7)", "(7, 2)"),
@@ -300,6 +357,11 @@ REFUSED: dict[str, Pairs] = {
     "units": [
         (r"3\text{ m}", r"3\text{ cm}"),
         (r"3\text{ m}", r"3\text{ kg}"),
+        *((rf"5\text{{ {one}}}", rf"5\text{{ {other}}}") for one, other in OTHER_UNITS),
+        *(("12", rf"12\text{{ {words}}}") for words in UNSAID),
+        (r"\$12", r"12\text{ cents}"),
+        (r"20^\circ\text{C}", r"20^\circ\text{F}"),
+        (r"\sin 20^\circ", r"\sin 20"),
         ("45", r"46\text{ cm}"),
         ("5", r"5\text{ million}"),
         (r"9\text{ a.m.}", r"9\text{ p.m.}"),
@@ -377,6 +439,28 @@ def test_no_rule_turns_a_wrong_answer_right(rule: str, gold: str, answer: str):
         ("(n + 1)!", "(n + 1) n!"),
         (r"\binom{n}{2}", r"\frac{n(n - 1)}{2}"),
         ("n^{n^{n}}", "n^{(n^n)}"),
+        # equations, in any form
+        ("y = -2x + 3", "2x + y - 3 = 0"),
+        ("y = -2x + 3", "-2x + 3 = y"),
+        # repeating decimals
+        (r"\frac{1}{3}", r"0.\overline{3}"),
+        (r"\frac{5}{6}", r"0.8\overline{3}"),
+        (r"0.\overline{36}", "0.363636..."),
+        (r"\frac{1}{6}", r"0.1\dot{6}"),
+        # styles, and as programs write it
+        ("42", r"\color{red}{42}"),
+        ("42", r"\textcolor{red}{42}"),
+        ("42", r"\underline{\boldsymbol{42}}"),
+        ("42", r"\Large{42}"),
+        (r"\frac{3}{4}", r"\nicefrac{3}{4}"),
+        (r"2\sqrt{3}", "2sqrt(3)"),
+        (r"2\sqrt{3}", r"2\sqrt(3)"),
+        ("x^2 + 1", "x**2 + 1"),
+        (r"\frac{\pi}{4}", "pi/4"),
+        (r"\infty", "infinity"),
+        # degrees within a function
+        (r"\frac{1}{2}", r"\sin 30^\circ"),
+        (r"\tan 15^\circ", r"2 - \sqrt{3}"),
     ],
 )
 def test_another_spelling_is_plainly_correct(gold: str, answer: str):
@@ -414,6 +498,13 @@ def test_another_spelling_is_plainly_correct(gold: str, answer: str):
         (r"\frac{1}{0}x", r"\frac{2}{0}x"),
         ("1011_{(2)}", "1011_{(3)}"),
         ("1011_2", r"1011_{\text{three}}"),
+        ("12", "12_{13}"),
+        ("5", "101_2"),
+        # degrees are not radians
+        (r"\cos^2 10^\circ", r"\cos^2 10"),
+        (r"2\cos 40^\circ", r"2\cos 40"),
+        ("1", r"0.\overline{9}1"),
+        (r"\frac{1}{3}", "0.33..."),
     ],
 )
 def test_another_value_is_wrong(gold: str, answer: str):

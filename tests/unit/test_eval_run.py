@@ -108,10 +108,10 @@ class Workbench:
             "by": ["kind"],
         }
 
-    def submit(self, text: str, answer: str) -> Future[Verdict]:
+    def submit(self, text: str, answer: str, **facts: object) -> Future[Verdict]:
         self.judged.append((text, answer))
         future: Future[Verdict] = Future()
-        future.set_result(VERIFIERS["exact"](text, answer))
+        future.set_result(VERIFIERS["exact"](text, answer, marked="preferred"))
         return future
 
     def run(self, script: Script, model: str | None = "weights", **changes: object):

@@ -4,6 +4,6 @@ tidy -> equal text? -> two plain numbers? -> rules, which cut and ask again -> m
 """
 
 from grpo.verify.equivalence.expressions import Options
-from grpo.verify.equivalence.judge import RULES, judge
+from grpo.verify.equivalence.judge import RULES, judge, refusal
 
-__all__ = ["RULES", "Options", "judge"]
+__all__ = ["RULES", "Options", "judge", "refusal"]

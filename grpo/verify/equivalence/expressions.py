@@ -24,7 +24,7 @@ from sympy.functions.elementary.trigonometric import (
 )
 
 from grpo.verify.equivalence.numbers import close, read_number
-from grpo.verify.equivalence.text import FUNCTION
+from grpo.verify.equivalence.text import FUNCTION, FUNCTION_OF
 from grpo.verify.equivalence.words import plain, spelled_number
 
 # sympy imports these when it first subtracts, simplifies or compares sets, 0.2 s in all. Imported
@@ -45,6 +45,7 @@ _NORMALIZATION = NormalizationConfig(
 )
 # Letters that the parser takes for a constant or for a function of what follows.
 _LETTER = re.compile(r"\\(?:(gamma|Gamma(?!\s*\())|Pi)(?![A-Za-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?")
 _WORD = re.compile(
     r"(?<![\\A-Za-z{_])[A-Za-z]{4,}|(?<![\\A-Za-z])(?:and|or|not|if|the|is)(?![a-z])"
 )
@@ -92,10 +93,18 @@ _SAMPLED = (
 @dataclass(frozen=True)
 class Options:
     """As of math-verify's `verify`: decimals that must agree, and whether the names of variables
-    and the order of sets matter."""
+    and the order of sets matter. `evaluated`, `original`: whether an answer must have been worked
+    out, and may not be a formula of the problem."""
 
     float_rounding: int = 6
     strict: bool = True
+    evaluated: bool = True
+    original: bool = True
+
+
+def _in_radians(text: str) -> str:
+    """`\\sin 30^\\circ` -> `\\sin (\\frac{30\\pi}{180})`: the parser drops the sign."""
+    return _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text) if FUNCTION_OF.search(text) else text
 
 
 @lru_cache(maxsize=4096)
@@ -106,7 +115,7 @@ def parse(text: str, cased: bool = False) -> Any:
         return None
     try:
         expression = latex2sympy(
-            normalize_latex(_LETTER.sub(_own_letter, text), _NORMALIZATION),
+            normalize_latex(_LETTER.sub(_own_letter, _in_radians(text)), _NORMALIZATION),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
@@ -163,9 +172,9 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
 
 def same_bases(gold: str, answer: str) -> bool:
     """Are numbers written to the same bases, `101_2` and `101_{(2)}`? math-verify reads the
-    digits alone. The base may be left out."""
+    digits alone. The answer may leave out the base, and not bring in one."""
     left, right = (_BASE.findall(text) for text in (gold, answer))
-    if not left or not right:
+    if not right:
         return True
     return len(left) == len(right) and all(map(_same_base, left, right))
 
@@ -189,6 +198,13 @@ def _same_decimal(gold: str, answer: str, options: Options) -> bool | None:
     if sides[0] is None or sides[1] is None:
         return None
     return close(sides[0], sides[1], options.float_rounding)
+
+
+@lru_cache(maxsize=4096)
+def canonical(text: str) -> Any:
+    """An expression with its terms in one order, None for what is none."""
+    expression = parse(text)
+    return expression.doit() if _can_sample(expression) else None
 
 
 def value(text: str) -> Fraction | None:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
+from grpo.verify.answers import fold
 from grpo.verify.equivalence import functions, intervals, lists, parameters, rules, words
 from grpo.verify.equivalence.expressions import Options, same_expression
+from grpo.verify.equivalence.finished import copied, unfinished
 from grpo.verify.equivalence.guards import too_complex, too_large
 from grpo.verify.equivalence.text import Same, mend, squeeze, tidy
-from grpo.verify.exact import fold
+from grpo.verify.equivalence.units import nouns_of
 
 # (gold, answer, same) -> True: accepted; False: refused, whatever the others say; None: not mine.
 Rule = Callable[[str, str, Same], bool | None]
@@ -42,10 +44,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def judge(gold: str, answer: str, options: Options) -> str | None:
+def judge(gold: str, answer: str, options: Options, problem: str = "") -> str | None:
     """How an answer earns its reward: "correct", "correct: RULE", or None where it does not.
 
-    Both are what a box would hold. "wrong: ..." where the answer is too costly to be read.
+    Both are what a box would hold. "wrong: ..." where the answer is too costly to be read, or has
+    the right value and was not worked out (`refusal`).
     """
     answer = fold(answer)
     complex_ = too_complex(answer, gold)
@@ -58,17 +61,28 @@ def judge(gold: str, answer: str, options: Options) -> str | None:
         return "correct"
     if too_large(gold) or too_large(answer):
         return "wrong: too large"
-    rule = _Judgement(options).rule(gold, answer)
+    rule = _Judgement(options, nouns_of(problem)).rule(gold, answer)
     if rule is None:
         return None
-    return f"correct: {rule}" if rule else "correct"
+    refused = refusal(gold, answer, options, problem)
+    return refused or (f"correct: {rule}" if rule else "correct")
+
+
+def refusal(gold: str, answer: str, options: Options, problem: str) -> str | None:
+    """Why an answer of the right value is not paid, None where it is; both texts are tidy."""
+    if options.evaluated and unfinished(answer) and not unfinished(gold):
+        return "wrong: not evaluated"
+    if options.original and copied(gold, answer, problem):
+        return "wrong: copied from the problem"
+    return None
 
 
 class _Judgement:
     """One judgement: rules call it for the parts that they cut an answer into."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: Options, nouns: frozenset[str]):
         self._options = options
+        self._nouns = nouns
         self._known: dict[tuple[str, str, bool], str | None] = {}
         self._depth = 0
 
@@ -99,7 +113,7 @@ class _Judgement:
             verdict = rule(gold, answer, inner)
             if verdict is not None:
                 return name if verdict else None
-        if rules.units(gold, answer, same, exact_units):
+        if rules.units(gold, answer, same, exact_units, self._nouns):
             return "units"
         return "" if self._whole(gold, answer) else None
 

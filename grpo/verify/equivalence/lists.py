@@ -96,12 +96,14 @@ def values(gold: str, answer: str, same: Same) -> bool | None:
         if max(len(golds), len(answers)) < 2:
             continue
         applies = True
-        if len(answers) > len(golds) and right != "(":
+        if len(answers) > len(golds) and "(" not in (left, right):
             answers = _once(answers)
         if len(golds) != len(answers) or len(golds) > _LONGEST_LIST:
             continue
         if "(" in (left, right) and r"\{" in (left, right):
             continue
+        if len(golds) == 2 and {left, right} == {"(", "["}:
+            continue  # an interval with its ends, and without
         if _same_items(golds, answers, "(" in (left, right) or "[" in (left, right), same):
             return True
     return False if applies else None

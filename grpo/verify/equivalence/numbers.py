@@ -25,6 +25,15 @@ _NUMBER = re.compile(
 )
 
 
+_REPEATING = re.compile(
+    r"(?P<sign>[+-]?)\s*(?P<whole>\d{1,100})\.(?:(?P<before>\d{0,100})\s*"
+    r"\\(?:overline|bar)\s*\{?\s*(?P<bar>\d{1,100})\s*\}?"
+    r"|(?P<before2>\d{0,100})\s*\\dot\s*\{?\s*(?P<dot>\d)\s*\}?"
+    r"|(?P<shown>\d{3,100})\s*(?:\\ldots|\.\.\.|…))\s*(?P<percent>%?)"
+)
+_SHOWN = re.compile(r"(?:(?P<one>\d)(?P=one){2,}|(?P<many>\d{2,6}?)(?P=many)+)$")
+
+
 @dataclass(frozen=True)
 class Number:
     """`value` as written, a percent sign not counted. `step`: the unit in the last place of a
@@ -45,7 +54,8 @@ def read_number(text: str) -> Number | None:
     """An integer, decimal, fraction, mixed number, power of ten or percentage, or None."""
     match = _NUMBER.fullmatch(text)
     if match is None:
-        return None
+        repeating = _REPEATING.fullmatch(text)
+        return _repeating(repeating) if repeating is not None else None
     percent = match["percent"] == "%"
     sign = -1 if match["sign"] == "-" else 1
     if match["plain"]:
@@ -62,6 +72,25 @@ def read_number(text: str) -> Number | None:
     if bottom == 0 or (whole is not None and not 0 < top < bottom):
         return None
     return Number(sign * (int(whole or 0) + top / bottom), None, 0, percent)
+
+
+def _repeating(match: re.Match[str]) -> Number | None:
+    """`0.1\\overline{6}`, `0.\\dot{3}` and `0.1666...`, exactly. Of the last the digits must
+    show what repeats: one digit three times, several twice."""
+    before, again = (
+        match["before"] or match["before2"] or "",
+        (match["bar"] or match["dot"] or "").replace(" ", ""),
+    )
+    if not again:
+        shown = _SHOWN.search(match["shown"])
+        if shown is None:
+            return None
+        again = shown["one"] or shown["many"]
+        before = match["shown"][: shown.start()]
+    scale = 10 ** len(before)
+    value = int(match["whole"]) + Fraction(int(before or "0"), scale)
+    value += Fraction(int(again), (10 ** len(again) - 1) * scale)
+    return Number(-value if match["sign"] == "-" else value, None, 0, match["percent"] == "%")
 
 
 def _bare(plain: str) -> str:

@@ -11,7 +11,7 @@ from grpo.verify.equivalence.numbers import (
     rounds_to,
     same_percentage,
 )
-from grpo.verify.equivalence.text import Same, cut
+from grpo.verify.equivalence.text import FUNCTION_OF, Same, cut
 from grpo.verify.equivalence.units import same_unit, split_unit
 
 _OR = re.compile(r"\\text\{\s*OR\s*\}|(?<![A-Za-z\\])OR(?![A-Za-z])")
@@ -43,10 +43,13 @@ def alternatives(gold: str, answer: str, same: Same) -> bool | None:
 
 
 def decimal_comma(gold: str, answer: str, same: Same) -> bool | None:
-    """`1,22` for 1.22, digit by digit."""
+    """`1,22` for a gold of 1.22, digit by digit. A gold of `1,22` is the list of 1 and 22, unless
+    what follows its comma is no integer: `0,07`."""
     for comma, point in ((gold, answer), (answer, gold)):
         match = _COMMA.fullmatch(comma)
-        if match is not None and f"{match[1]}.{match[2]}" == point:
+        if match is None or f"{match[1]}.{match[2]}" != point:
+            continue
+        if comma is answer or (match[2][0] == "0" and len(match[2]) > 1):
             return True
     return None
 
@@ -66,6 +69,8 @@ def chain(gold: str, answer: str, same: Same) -> bool | None:
     target = split_name(gold)[1]
     if all(same(target, member) for member in members):
         return not any(_is_far(members[-1], part) for part in approximate)
+    if not approximate and _EQUALS.search(gold):
+        return None  # two equations
     return any(same(target, part) and _rounded(members[-1], part) for part in approximate)
 
 
@@ -98,16 +103,19 @@ def rounding(gold: str, answer: str, same: Same) -> bool | None:
     return True if worth is not None and rounds_to(decimal, worth) else None
 
 
-def units(gold: str, answer: str, same: Same, exact: bool) -> bool | None:
+def units(gold: str, answer: str, same: Same, exact: bool, nouns: frozenset[str]) -> bool | None:
     """A unit or noun behind the value may be left out, or be another of its kind: `3\\text{ m}`
-    and `300\\text{ cm}`. `exact`: in a list, a noun must be the same noun."""
+    and `300\\text{ cm}`. `exact`: in a list, a noun must be the same noun. `nouns`: those of the
+    problem, which may stand behind a bare gold."""
     (left, gold_unit), (right, answer_unit) = split_unit(gold), split_unit(answer)
     if not gold_unit and not answer_unit:
         return None
+    if gold_unit == "degree" and not answer_unit and FUNCTION_OF.search(right):
+        return None  # the sign belongs to what the function is of
     angle = _radians(left, gold_unit, right, answer_unit)
     if angle is not None:
         return same(*angle)
-    factor = same_unit(gold_unit, answer_unit, exact)
+    factor = same_unit(gold_unit, answer_unit, exact, nouns)
     if factor is None:
         return None
     if factor == 1:

@@ -50,6 +50,10 @@ _SIGNS = {
     "）": ")",
     "，": ",",
     "；": ";",
+    "、": ",",
+    "。": ".",
+    "％": "%",
+    "－": "-",
     "：": ":",
     "<=": r"\le ",
     ">=": r"\ge ",
@@ -66,10 +70,12 @@ _SPACING = re.compile(
     r"|\\(?:!|(?:left|right|[bB]igg?[lrm]?)(?![A-Za-z])\.?)"
 )
 _COMMANDS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac"), r"\frac"),
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac"), r"\frac"),
     **dict.fromkeys(("leq", "leqslant"), r"\le"),
     **dict.fromkeys(("geq", "geqslant"), r"\ge"),
-    **dict.fromkeys(("mbox", "textbf", "textit", "textrm", "textnormal"), r"\text"),
+    **dict.fromkeys(
+        ("mbox", "textbf", "textit", "textrm", "textnormal", "texttt", "textsf", "emph"), r"\text"
+    ),
     **dict.fromkeys(("mathrm", "mathbf", "mathit", "mathsf"), r"\text"),
     **dict.fromkeys(("dots", "cdots", "dotsc"), r"\ldots"),
     **dict.fromkeys(("land", "wedge"), r"\text{ and }"),
@@ -89,11 +95,29 @@ _COMMANDS = {
     "boxed": "",
     "fbox": "",
 }
+# What colours, weights and sizes a value, with an argument of its own or without.
+_STYLED = re.compile(
+    r"\\(?:textcolor|colorbox|color|bbox)\s*(?:\[[^\]]*\]|\{[^{}]*\})"
+    r"|\\(?:underline|boldsymbol|pmb|bm|hbox|bf|rm|it|tt|sf|large|Large|LARGE|huge|Huge|normalsize"
+    r"|small|mathtt|mathcal|framebox)(?![A-Za-z])"
+)
+# As programs write it.
+_CODE = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty "}
+_CODED = re.compile(r"(?<![\\A-Za-z])(sqrt(?=\s*\()|pi(?![A-Za-z])|infinity|inf(?![A-Za-z]))")
+_ROUND_ROOT = re.compile(r"\\sqrt\s*\(([^()]*)\)")
+_DOLLARS = re.compile(
+    r"\\\$\s*((?:\d{1,3}(?:(?:,|\{,\}|,?\\!)\d{3})+|\d+)?(?:\.\d+)?)(?<=\d)(?!\d|\s*(?:\\text|[A-Za-z]))"
+)
+_CURRENCIES = {"£": "pounds", "€": "euros", "¥": "yen", "￥": "yuan", "₹": "rupees"}
+_CURRENCY = re.compile(r"([£€¥￥₹])\s*(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s*([£€¥￥₹])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?![A-Za-z])")
 _FUNCTIONS = "sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan|max|min|gcd|lcm|mod|det|sgn"
 FUNCTION = re.compile(rf"(?:{_FUNCTIONS})")
+FUNCTION_OF = re.compile(rf"\\(?:{_FUNCTIONS})(?![A-Za-z])")
 _DAMAGED = re.compile(r"\\?([\x07\x08\x0b\x0c])(?=[A-Za-z])")
 _TAB = re.compile(r"\t(?=ext\{[A-Za-z ]|imes|heta|riangle)")
+_ONE_LETTER = re.compile(r"\\text\s*\{\s*([A-Za-z0-9]?)\s*\}")
+_UNIT_LETTERS = frozenset("AFJKLNTVWghlms")
 _RAISED_TAG = re.compile(r"<(sup|sub)>([^<>]{1,60})</\1>")
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\s*\^\s*)?(?:\{\s*)?(?:\\text\{\s*)?(?:st|nd|rd|th)\b(?:\s*\})?(?:\s*\})?"
@@ -118,18 +142,20 @@ def mend(text: str) -> str:
 @lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
     """One spelling; the value does not change. Math delimiters go, words outside of them stay."""
-    text = text.replace("\\$", "").replace("$", " ")
+    text = _DOLLARS.sub(r"\1\\text{ dollars}", text).replace("\\$", "").replace("$", " ")
+    text = _CURRENCY.sub(_currency, _STYLED.sub(" ", text)).replace("**", "^")
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
+    text = _CODED.sub(lambda match: _CODE[match[1]], text)
     text = _ROOT.sub(r"\\sqrt{\1}", _SIGN.sub(lambda match: _SIGNS[match[0]], text))
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+", lambda m: f"^{{{m[0].translate(_RAISED)}}}", text)
     text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
     text = re.sub(r"[£€¥₹]|,(?=\\!)", lambda m: "{,}" if m[0] == "," else "", text)
     text = re.sub(r"\{,\}\\!\s*", "{,}", text)
     text = _RAISED_TAG.sub(lambda m: f"{'^' if m[1] == 'sup' else '_'}{{{m[2]}}}", text)
-    text = _SPACING.sub(_space, text)
+    text = _ROUND_ROOT.sub(r"\\sqrt{\1}", _SPACING.sub(_space, text))
     text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], m[0]), text)
     text = re.sub(rf"\\text\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 ", text)
-    text = re.sub(r"\\text\s*\{\s*([A-Za-z0-9]?)\s*\}", r" \1 ", text)
+    text = _ONE_LETTER.sub(_one_letter, text)
     text = _ORDINAL.sub("", re.sub(r"\\text\s+\{", r"\\text{", text))
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\{\}\s*\^\s*\\circ", r"^\\circ ", text)
     text = re.sub(
@@ -139,6 +165,16 @@ def tidy(text: str) -> str:
     text = re.sub(r"(?<![\w})\]])\+\s*\\infty", r"\\infty", text)
     text = re.sub(r"\.\s*(?=[)\]}])(?<=\}\.)", "", text)
     return trim(re.sub(r"^\s*\\(?:approx|sim)(?![A-Za-z])", "", " ".join(text.split())))
+
+
+def _one_letter(match: re.Match[str]) -> str:
+    """Without its text command; but behind a digit it may be a unit."""
+    behind = match.string[: match.start()].rstrip()[-1:]
+    return match[0] if match[1] in _UNIT_LETTERS and behind.isdigit() else f" {match[1]} "
+
+
+def _currency(match: re.Match[str]) -> str:
+    return f"{match[2] or match[3]}\\text{{ {_CURRENCIES[match[1] or match[4]]}}}"
 
 
 def _space(match: re.Match[str]) -> str:

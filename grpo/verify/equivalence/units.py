@@ -4,45 +4,10 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
+from grpo.verify.equivalence.dimensions import Unit, is_part, read_unit, unit_named
 from grpo.verify.equivalence.numbers import read_number
 from grpo.verify.equivalence.text import FUNCTION, trim
 
-_SCALES: dict[str, dict[str, str]] = {
-    "length": {
-        "mm|millimeter|millimetre": "1/1000",
-        "cm|centimeter|centimetre": "1/100",
-        "dm|decimeter": "1/10",
-        "m|meter|metre": "1",
-        "km|kilometer|kilometre": "1000",
-        "in|inch|inche": "0.0254",
-        "ft|foot|feet": "0.3048",
-        "yd|yard": "0.9144",
-        "mi|mile": "1609.344",
-    },
-    "mass": {
-        "mg|milligram": "1/1000",
-        "g|gram": "1",
-        "kg|kilogram": "1000",
-        "lb|pound": "453.59237",
-        "oz|ounce": "28.349523125",
-    },
-    "time": {
-        "s|sec|second": "1",
-        "min|minute": "60",
-        "h|hr|hour": "3600",
-        "day": "86400",
-        "week": "604800",
-    },
-    "money": {"cent|¢": "1/100", "dollar|usd|buck": "1"},
-    "angle": {"degree|deg": "1"},
-    "volume": {"ml|milliliter|millilitre": "1/1000", "l|liter|litre": "1"},
-}
-_UNITS = {
-    name: (kind, Fraction(scale))
-    for kind, scales in _SCALES.items()
-    for names, scale in scales.items()
-    for name in names.split("|")
-}
 _MANY = {
     "dozen": 12,
     "hundred": 10**2,
@@ -60,29 +25,51 @@ LOADED = frozenset(
         except nor than or and but between from until before after am pm noon midnight north
         south east west left right up down clockwise counterclockwise negative minus plus
         times squared cubed percent percentage half quarter third base modulo mod per
-        approximately about almost nearly wrong false incorrect odd even prime if when unless
-        bc ad
+        almost nearly wrong false incorrect odd even prime if when unless bc ad
+        too impossible invalid extraneous rejected undefined unknown doubled tripled halved double
+        triple twice
         """,
     )
 )
+# Words that the answer may leave out and may add, but not turn into each other.
+_OPPOSED = frozenset(
+    """
+    ago now later earlier early late profit loss gain debt lost missing short
+    """.split()  # noqa: SIM905
+)
+# Words that may stand behind any number: what every count counts, and that it is the answer.
+_COUNTS = frozenset(
+    """
+    way arrangement possibility possibilitie combination permutation selection choice outcome
+    method solution value number integer total altogether maximum minimum max min approximately
+    approx about guess people person time different distinct possible such exactly only overall
+    """.split()  # noqa: SIM905
+)
+_CHINESE_COUNTS = frozenset("个人种条只本次名位件张支枝棵辆头朵页方法情况不同的解组对")
 _FILLERS = frozenset(("of", "the", "a", "an", "in", "unit", "each"))
-_RAW_TAIL = re.compile(r"(?<=[\d})\s%])\s*((?:[A-Za-z]{2,}|(?<=\s)[A-Za-z])[A-Za-z\s./^\d{}]*)$")
+_RAW_TAIL = re.compile(
+    r"(?<=[\d})\s%])\s*((?:[A-Za-z]{2,}|(?<=\s)[A-Za-z])(?:[A-Za-z\s./^\d{}-]|\\cdot(?![A-Za-z]))*)$"
+)
+_CHINESE_TAIL = re.compile(r"(?<=[\d}])\s*([\u4e00-\u9fff]+)$")
 _TEXT_TAIL = re.compile(r"\s*\\text\{.*$", re.DOTALL)
-_POWER = re.compile(r"\^\s*\{?\s*([23])\s*\}?")
+_POWER = re.compile(r"\^\s*\{?\s*(-?[1-9])\s*\}?")
+_WORDS = re.compile(r"[A-Za-z¢°µμΩÅ]+|[\u4e00-\u9fff]+|\^-?\d|\d+|/|[^\s\w.,]")
+# Letters alone that are a unit behind a number, and not a variable.
+_SINGLE = frozenset("msghl")
 
 
 @lru_cache(maxsize=8192)
 def split_unit(text: str) -> tuple[str, str]:
-    """The value, and the words behind it with single spaces in lower case ("" where it ends in
-    none): `5\\text{ cm}^2` -> ("5", "cm ^2"), `90^\\circ` -> ("90", "degree")."""
+    """The value, and the words behind it with single spaces ("" where it ends in none), nouns in
+    lower case: `5\\text{ cm}^2` -> ("5", "cm ^2"), `90^\\circ` -> ("90", "degree")."""
     match = _TEXT_TAIL.search(text)
     if match is not None and not text[: match.start()].endswith(("_", "{")):
         unit = match[0]
     else:
-        match = _RAW_TAIL.search(text)
+        match = _RAW_TAIL.search(text) or _CHINESE_TAIL.search(text)
         unit = match[1] if match is not None else ""
         if match is None or not _is_raw_unit(text[: match.start()], unit):
-            match = re.search(r"\s*\^\s*\\circ\s*[CF]?$", text)
+            match = re.search(r"\s*\^\s*\\circ\s*[CFK]?$", text)
             unit = match[0] if match is not None else ""
     core = trim(text[: match.start()]) if match is not None and unit else text
     if core and core[-1] in "_^\\=<>+-*/":
@@ -93,32 +80,65 @@ def split_unit(text: str) -> tuple[str, str]:
 def _is_raw_unit(core: str, unit: str) -> bool:
     """Words outside of a text command may be variables: only known ones behind a number count, or
     a word of four letters."""
-    words = re.findall(r"[A-Za-z]+", unit)
+    words = re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]+", unit.replace("\\cdot", ""))
     if FUNCTION.match(words[0]):
         return False
-    if any(len(word) >= 4 for word in words):
+    if any(len(word) >= 4 or word[0] > "z" for word in words):
         return True
-    plain = read_number(trim(core)) is not None
-    return plain and all(_singular(w.lower()) in _UNITS or w.lower() in LOADED for w in words)
+    return read_number(trim(core)) is not None and all(map(_is_known, words))
+
+
+def _is_known(word: str) -> bool:
+    if len(word) == 1:
+        return word in _SINGLE
+    return unit_named(word) is not None or word.lower() in LOADED or is_part(word)
 
 
 def _fold(unit: str) -> str:
-    unit = re.sub(r"\\text\{|[{}()]", " ", unit.replace("^\\circ", " degree "))
-    unit = re.sub(r"(?<=[a-zA-Z])\.\s*(?=[a-zA-Z]\b)", "", _POWER.sub(r" ^\1 ", unit))  # a.m.
-    unit = unit.replace("\\", " ").replace("-", " ").lower()
-    words = re.findall(r"[a-z¢]+|\^[23]|\d+|/|[^\sa-z.,]", unit)
-    words = [_singular(word) for word in words]
-    return " ".join(word for word in words if word not in _FILLERS)
+    unit = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)\b", _temperature, unit)
+    unit = _POWER.sub(r" ^\1 ", re.sub(r"\\text\{|\\cdot(?![A-Za-z])", " ", unit))
+    unit = re.sub(r"[{}()]", " ", unit)
+    unit = re.sub(r"(?<=[a-zA-Z])\.\s*(?=[a-zA-Z]\b)", "", unit)  # a.m.
+    unit = re.sub(r"(?<!\^)-", " ", unit.replace("\\", " "))
+    words = _WORDS.findall(unit)
+    kept = [word for i, word in enumerate(words) if not _is_filler(word, words[i + 1 :])]
+    return " ".join(word if is_part(word) or unit_named(word) else _noun(word) for word in kept)
+
+
+def _temperature(match: re.Match[str]) -> str:
+    return {"C": " celsius ", "F": " fahrenheit "}.get(match[1], " degree ")
+
+
+def _is_filler(word: str, rest: list[str]) -> bool:
+    """ "in" is a word before another one, else inches."""
+    if word.lower() == "in":
+        return bool(rest) and not rest[0].startswith(("^", "/"))
+    return word.lower() in _FILLERS or _singular(word.lower()) in _FILLERS
+
+
+def _noun(word: str) -> str:
+    return _singular(word.lower())
 
 
 def _singular(word: str) -> str:
     return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
 
 
-def same_unit(gold: str, answer: str, exact: bool = False) -> Fraction | None:
+@lru_cache(maxsize=512)
+def nouns_of(problem: str) -> frozenset[str]:
+    """The words of a problem, in the singular: what an answer to it may be counted in."""
+    return frozenset(map(_noun, re.findall(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", problem))) - LOADED
+
+
+def same_unit(
+    gold: str, answer: str, exact: bool = False, nouns: frozenset[str] = frozenset()
+) -> Fraction | None:
     """By what the answer's value must be multiplied to be in the gold's unit, None where they are
-    units of different things. A unit may be left out, and a noun worded otherwise unless `exact`;
-    a word that changes the value's meaning, or a number among the words, may not."""
+    units of different things.
+
+    A unit or noun may be left out. Behind a bare gold any unit may stand, and a noun of the
+    problem (`nouns`) or of any count. `exact`: in a list, both sides must have the same noun.
+    """
     gold_words, answer_words = gold.split(), answer.split()
     factor = Fraction(1)
     for word in answer_words:
@@ -127,37 +147,55 @@ def same_unit(gold: str, answer: str, exact: bool = False) -> Fraction | None:
         factor /= _MANY.get(word, 1)
     gold_words = [word for word in gold_words if word not in _MANY]
     answer_words = [word for word in answer_words if word not in _MANY]
-    if _loaded(gold_words) != _loaded(answer_words):
+    if not answer_words or _spelled(gold_words) == _spelled(answer_words):
+        return factor if _loaded(gold_words) == _loaded(answer_words) else None
+    (left, golds), (right, answers) = _parted(gold_words), _parted(answer_words)
+    if _loaded(golds) != _loaded(answers):
         return None
-    if not gold_words or not answer_words or gold_words == answer_words:
-        return factor
-    left, right = _scale(gold_words), _scale(answer_words)
-    if left is None and right is None:
-        return None if exact else factor
+    turned = _OPPOSED.intersection(answers)
+    if turned and _OPPOSED.intersection(golds) not in (frozenset(), turned):
+        return None
+    extra = _counted(answers) - _counted(golds)
+    if extra and (exact or _counted(golds) or left is not None or not extra <= nouns):
+        return None
+    if exact and _counted(golds) - _counted(answers):
+        return None
     if left is None or right is None:
-        known, other = (gold_words, answer_words) if left else (answer_words, gold_words)
-        return factor if not exact and set(known) <= set(other) else None
-    (kind, scale), (other_kind, other_scale) = left, right
-    if kind == other_kind:
-        return factor * other_scale / scale
-    # "square units" are those of any length.
-    plain = {one.partition("^")[0] for one in (kind, other_kind)}
-    powers = {one.partition("^")[2] for one in (kind, other_kind)}
-    return factor if plain == {"unit", "length"} and len(powers) == 1 else None
+        other = right is not None and bool(_counted(golds))
+        return None if other else factor
+    scale = _scale(left, right)
+    return None if scale is None else factor * scale
+
+
+def _parted(words: list[str]) -> tuple[Unit | None, list[str]]:
+    """The unit among the words, and the other words."""
+    measured = [word for word in words if is_part(word) or unit_named(word) is not None]
+    unit = read_unit(tuple(measured))
+    if unit is None:
+        return None, words
+    return unit, [word for word in words if word not in measured]
+
+
+def _spelled(words: list[str]) -> list[str]:
+    return [_singular(word) if word.islower() else word for word in words]
+
+
+def _counted(words: list[str]) -> set[str]:
+    return {
+        w for w in words if w not in LOADED | _COUNTS | _OPPOSED and not set(w) <= _CHINESE_COUNTS
+    }
 
 
 def _loaded(words: list[str]) -> set[str]:
-    return {w for w in words if w in LOADED or not (w[0].isalpha() or w[0] in "^¢/")}
+    return {w for w in words if w in LOADED or not (w[0].isalpha() or w[0] in "^¢/°")}
 
 
-def _scale(words: list[str]) -> tuple[str, Fraction] | None:
-    """Kind and size of a known unit, as ("length^2", 1/10000) for "square cm" and "cm ^2"."""
-    power = 1
-    for word, raised in (("square", 2), ("sq", 2), ("cubic", 3), ("^2", 2), ("^3", 3)):
-        if word in words:
-            power = raised
-            words = [other for other in words if other != word]
-    if len(words) > 1 or not all(word in _UNITS for word in words):
-        return None
-    kind, scale = _UNITS[words[0]] if words else ("unit", Fraction(1))
-    return (kind if power == 1 else f"{kind}^{power}"), scale**power
+def _scale(gold: Unit, answer: Unit) -> Fraction | None:
+    """None where they measure different things. "Square units" are those of any length."""
+    if gold.dimensions == answer.dimensions:
+        return answer.scale / gold.scale
+    for plain, other in ((gold, answer), (answer, gold)):
+        ((kind, power),) = plain.dimensions[:1]
+        if kind == "unit" and other.dimensions == (("[length]", power),):
+            return Fraction(1)
+    return None

@@ -21,6 +21,7 @@ _SENTENCE = re.compile(
 _SUBJECT = re.compile(
     r"([A-Z][a-z]{2,20})\s+(?:will|wins?|has|gets?|is|receives?|was|can|always)\b[^.!?]{0,120}"
 )
+_OVER = re.compile(r"\bleft(?: over)?\.?$")
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|without|except|unless|if|or|lose[sr]?)\b|n't", re.I
 )
@@ -108,7 +109,7 @@ def _without_lead(text: str) -> str:
 
 def statement(gold: str, answer: str, same: Same) -> bool | None:
     """A sentence that says what a quantity is, `The area of the square is 9`, or that holds one
-    number and no word that limits it, `Ann left 3 hours ago`."""
+    number behind its subject and verb, and no word that limits it, `Ann left 3 hours ago`."""
     text = plain(answer)
     if _NEGATION.search(text):
         return None
@@ -117,8 +118,13 @@ def statement(gold: str, answer: str, same: Same) -> bool | None:
         return True
     numbers = re.findall(r"(?<![\w.\\^])-?\d+(?:[.,]\d+)*", text)
     spoken = re.findall(r"[A-Za-z]{2,}", text)
-    limited = any(word.lower() in LOADED for word in spoken)
+    # What is over is left: "she has 64 coins left".
+    limited = any(
+        word.lower() in LOADED for word in re.findall(r"[A-Za-z]{2,}", _OVER.sub("", text))
+    )
     if len(numbers) != 1 or len(spoken) < 3 or limited or re.search(r"[\\^=<>+*/|]", text):
+        return None
+    if len(re.findall(r"[A-Za-z]+", text[: text.index(numbers[0])])) < 2:
         return None
     return True if re.fullmatch(r"-?[\d.,]+", gold) and same(gold, numbers[0]) else None
 

@@ -1,0 +1,244 @@
+"""Whether an answer was worked out: nothing left to compute in it, and not the problem's own words.
+
+`59 + 11` equals 70, and `99^2 + 99 + 1` stands in the problem: whoever is asked for the value and
+answers so has computed nothing.
+"""
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+from grpo.verify.equivalence.expressions import canonical
+from grpo.verify.equivalence.guards import too_large
+from grpo.verify.equivalence.lists import split_name
+from grpo.verify.equivalence.numbers import read_number
+from grpo.verify.equivalence.text import cut, squeeze, tidy
+
+_TOKENS = re.compile(
+    r"(?P<number>\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+    r"|(?P<skip>\\(?:left|right|,|;|:|!|quad|qquad)|\^\s*\{?\s*\\circ\s*\}?|\\?%|\s+|[~`'\"])"
+    r"|(?P<times>\\(?:times|cdot|div)(?![A-Za-z])|\*(?!\*)|/)"
+    r"|(?P<power>\^|\*\*)|(?P<add>[+-])|(?P<open>[({\[])|(?P<close>[)}\]])|(?P<factorial>!)"
+    r"|(?P<index>_)|(?P<words>\\(?:text|begin|end)\s*\{[^{}]*\}|(?<![\\A-Za-z])[A-Za-z]{2,})|(?P<name>\\[A-Za-z]+|[A-Za-z])"
+    r"|(?P<between>.)",
+    re.DOTALL,
+)
+_COMMA = re.compile("[,;]")
+_EQUALS = re.compile("=")
+_FRACTION = re.compile(r"\\[dtc]?frac")
+_DEEPEST = 60
+_MOST_TOKENS = 2_000
+_LONGEST_PROBLEM = 20_000
+_MOST_FORMULAS = 200
+_MOST_READ = 20  # by the parser, which takes a few milliseconds for each
+_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
+_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_INTEGER = re.compile(r"-?\d+")
+_WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
+
+
+class _Part(NamedTuple):
+    """literal: a rational number that is written down, `3`, `\\frac{3}{4}` or `2^5`
+    left: something in it could be computed: an operation between two literals"""
+
+    literal: bool
+    left: bool
+
+
+@lru_cache(maxsize=8192)
+def unfinished(text: str) -> bool:
+    """Is an operation between numbers left to do in the text? `59+11`, `2 \\cdot 35`;
+    not in fractions, roots, powers, factorials, or multiples of what is no number: `2\\sqrt{3}`.
+
+    Of `30 + 6 = 36` the last member counts. Syntax that is not known is taken for a letter.
+    """
+    return any(_unfinished(split_name(item)[1]) for item in cut(text, _COMMA))
+
+
+def _unfinished(item: str) -> bool:
+    members = [member for member in cut(item, _EQUALS) if re.search(r"\d", member)]
+    return bool(members) and all(_Reader(member).read().left for member in members)
+
+
+class _Reader:
+    """Recursive descent over the text; any text can be read."""
+
+    def __init__(self, text: str):
+        found = _TOKENS.finditer(text[: 4 * _MOST_TOKENS])
+        tokens = [(match.lastgroup or "", match[0]) for match in found]
+        self._tokens = [token for token in tokens if token[0] != "skip"][:_MOST_TOKENS]
+        self._at = 0
+        self._depth = 0
+
+    def read(self) -> _Part:
+        left = False
+        while self._at < len(self._tokens):
+            left |= self._sum().left
+            self._at += 1  # what ends a sum here: a comma, a relation, words, a bracket too many
+        return _Part(False, left)
+
+    def _kind(self) -> str:
+        return self._tokens[self._at][0] if self._at < len(self._tokens) else ""
+
+    def _text(self) -> str:
+        return self._tokens[self._at][1]
+
+    def _sum(self) -> _Part:
+        terms = [self._product()]
+        while self._kind() == "add":
+            terms.append(self._product())
+        if len(terms) == 1:
+            return terms[0]
+        literals = sum(term.literal for term in terms)
+        return _Part(literals == len(terms), literals > 1 or any(term.left for term in terms))
+
+    def _product(self) -> _Part:
+        while self._kind() == "add":  # a sign
+            self._at += 1
+        start = self._at
+        factors = [self._power()]
+        slashes = 0
+        while self._kind() in ("times", "number", "open", "name"):
+            if self._kind() == "times":
+                slashes += self._text() == "/"
+                self._at += 1
+                while self._kind() == "add":
+                    self._at += 1
+            factors.append(self._power())
+        if len(factors) == 1:
+            return factors[0]
+        written = self._written(start)
+        if read_number(written) is not None:  # 1.5 \times 10^6, 2\frac{3}{8}, 17/12
+            return _Part(True, False)
+        literals = sum(factor.literal for factor in factors)
+        left = any(factor.left for factor in factors)
+        # In 3/x and 5/2 x one literal stands beside another only as a fraction.
+        return _Part(literals == len(factors), left or literals - slashes > 1 or slashes > 1)
+
+    def _power(self) -> _Part:
+        base = self._atom()
+        while self._kind() in ("factorial", "index", "power"):
+            kind = self._kind()
+            self._at += 1
+            if kind == "factorial":
+                continue
+            exponent = self._argument()
+            if kind == "index":
+                base = _Part(False, base.left)
+                continue
+            whole = exponent.literal and base.literal
+            base = _Part(whole and not self._is_root(), base.left or exponent.left)
+        return base
+
+    def _written(self, start: int) -> str:
+        """The tokens since `start`; a space between two numbers, which are not one."""
+        texts = [text for _, text in self._tokens[start : self._at]]
+        return re.sub(r"(?<=\d) (?=\D)|(?<=\D) ", "", " ".join(texts))
+
+    def _is_root(self) -> bool:
+        """Was the exponent that has just been read a fraction?"""
+        return self._exponent_has_slash
+
+    def _argument(self) -> _Part:
+        """A group in braces, or one character's worth."""
+        start = self._at
+        while self._kind() == "add":
+            self._at += 1
+        part = self._atom()
+        written = [text for _, text in self._tokens[start : self._at]]
+        self._exponent_has_slash = any(t == "/" or _FRACTION.match(t) or "." in t for t in written)
+        return part
+
+    _exponent_has_slash = False
+
+    def _atom(self) -> _Part:
+        kind = self._kind()
+        if kind in ("", "between", "close", "words", "times", "add"):
+            return _Part(False, False)
+        text = self._text()
+        self._at += 1
+        if kind == "number":
+            return _Part(True, False)
+        if kind == "open":
+            return self._group()
+        if kind != "name" or len(text) == 1:
+            return _Part(False, False)
+        return self._command(text)
+
+    def _command(self, name: str) -> _Part:
+        if _FRACTION.fullmatch(name):
+            top, bottom = self._argument(), self._argument()
+            return _Part(top.literal and bottom.literal, top.left or bottom.left)
+        left = False
+        # What a function is of belongs to it: `3\log_2 8` has one factor that is a number.
+        while self._kind() in ("index", "power"):
+            self._at += 1
+            left |= self._argument().left
+        if name in _CONSTANTS:
+            return _Part(False, left)
+        if self._kind() == "number":
+            return _Part(False, left | self._argument().left)
+        while self._kind() == "open":
+            left |= self._argument().left
+        return _Part(False, left)
+
+    def _group(self) -> _Part:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            self._at = len(self._tokens)
+            return _Part(False, False)
+        parts = [self._sum()]
+        while self._kind() not in ("", "close"):
+            self._at += 1
+            parts.append(self._sum())
+        self._at += 1
+        self._depth -= 1
+        left = any(part.left for part in parts)
+        return parts[0] if len(parts) == 1 else _Part(False, left)
+
+
+_CONSTANTS = frozenset((r"\pi", r"\infty", r"\theta", r"\alpha", r"\beta", r"\gamma", r"\lambda"))
+
+
+def copied(gold: str, answer: str, problem: str) -> bool:
+    """Is the answer a formula of the problem, where the gold is another one of the same value?
+
+    Whole formulas count, the sides of their relations and the items of their lists, in any order
+    of their terms; a value with its unit counts wherever it stands; an integer never.
+    """
+    given = squeeze(answer)
+    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(given):
+        return False
+    formulas = _formulas(problem)
+    if given in formulas:
+        return True
+    measured = _WITH_UNIT.fullmatch(given)
+    if measured is not None:
+        wanted = rf"(?<![\w.]){re.escape(measured[1])}\s*{measured[2]}(?![A-Za-z])"
+        return re.search(wanted, _opened(problem)) is not None
+    if read_number(answer) is not None:
+        return False
+    expression = canonical(answer)
+    if expression is None or canonical(gold) == expression:
+        return False
+    # Of formulas with letters: those without one are evaluated as they are read.
+    lettered = [formula for formula in formulas.values() if _LETTER.search(formula)][:_MOST_READ]
+    return any(canonical(formula) == expression for formula in lettered)
+
+
+@lru_cache(maxsize=512)
+def _formulas(problem: str) -> dict[str, str]:
+    """Every formula of the problem and its sides, squeezed, with its tidy text."""
+    found: dict[str, str] = {}
+    for match in _MATH.finditer(problem[:_LONGEST_PROBLEM]):
+        whole = tidy(next(group for group in match.groups() if group is not None))
+        for part in (whole, *cut(whole, _SIDES)):
+            if part and len(found) < _MOST_FORMULAS and not too_large(part):
+                found.setdefault(squeeze(part), part)
+    return found
+
+
+@lru_cache(maxsize=512)
+def _opened(problem: str) -> str:
+    return squeeze(tidy(problem[:_LONGEST_PROBLEM]))

@@ -1,0 +1,131 @@
+r"""What has not been worked out: operations that are left to do, and formulas of the problem."""
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from grpo.verify import VERIFIERS
+from grpo.verify.equivalence import Options, judge
+from grpo.verify.equivalence.finished import copied, unfinished
+from grpo.verify.equivalence.text import tidy
+from tests.examples import examples
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "59+11",
+        "99^2+99+1",
+        r"\frac{235^2-221^2}{14}",
+        r"2 \cdot 35",
+        "(3)(4)",
+        "2(35)",
+        "3!2!",
+        r"\sqrt{3+1}",
+        "2^{3+4}",
+        r"\frac12+\frac13",
+        r"1-\frac14",
+        "|3-5|",
+        "2^{10}-1",
+        "(1+1, 2)",
+        r"100 \div 4",
+        "12/4/3",
+        "3 + x + 4",
+        r"\pi(25-9)",
+        "x = 2+3",
+        r"\begin{pmatrix}1+1\\2\end{pmatrix}",
+        "1 2",
+    ],
+)
+def test_an_operation_between_numbers_is_left_to_do(answer: str):
+    assert unfinished(tidy(answer))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "70",
+        r"\frac{84}{2}",
+        "17/12",
+        r"2\frac{3}{8}",
+        r"1.5\times10^6",
+        "12{,}500",
+        "2^{10}",
+        "7!",
+        r"\binom{10}{3}",
+        r"2\sqrt{3}",
+        r"1+\sqrt2",
+        "2*3^(1/2)",
+        r"3\log_2 8",
+        "1+2i",
+        r"\frac{\pi}{3}+2k\pi",
+        "30+6=36",
+        "6x^2-5x-4",
+        "3x/2",
+        "(3,-2)",
+        r"2\cos 40^\circ",
+        r"5\text{ cm}^2",
+        "3:45",
+        "12 and 13",
+        "x_1+x_2",
+        r"2x+3y=6",
+        r"\frac{13}{4}-\frac{3\sqrt{5}}{4}",
+    ],
+)
+def test_a_value_is_finished(answer: str):
+    assert not unfinished(tidy(answer))
+
+
+@examples(100)
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["+", "-", r"\cdot ", "*"]))
+def test_two_numbers_and_a_sign_between_them_are_never_paid_as_their_value(left, right, sign):
+    value = {"+": left + right, "-": left - right}.get(sign, left * right)
+    assume(value != 0)
+    assert judge(str(value), f"{left}{sign}{right}", Options()) == "wrong: not evaluated"
+    assert judge(str(value), f"{left}{sign}{right} = {value}", Options()) == "correct: chain"
+    assert judge(str(value), f"{left}{sign}{right}", Options(evaluated=False)) == "correct"
+
+
+@examples(200)
+@given(st.text(alphabet=r"12x+-*/^(){}[]\,!=_ .|", max_size=40))
+def test_any_text_can_be_read(text: str):
+    assert unfinished(text) in (True, False)
+
+
+def test_a_reference_that_leaves_it_undone_is_met_in_the_same_way():
+    assert judge(r"3\cdot 5", "3*5", Options()) == "correct"
+    assert judge("2^{64}-1", "2^{64}-1", Options()) == "correct"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "problem"),
+    [
+        ("0.35625", r"\frac{57}{160}", r"Convert $\frac{57}{160}$ to a decimal."),
+        ("(x-2)(x+2)", "x^2-4", "Factor $x^2-4$."),
+        ("(x-2)(x+2)", "-4+x^2", r"Factor \(x^2-4\)."),
+        (r"2\sqrt{3}", r"\sqrt{12}", r"Simplify $$\sqrt{12}.$$"),
+        ("y = 2x - 3", "2x - y = 3", "Solve $2x - y = 3$ for $y$."),
+        (r"300\text{ cm}", r"3\text{ m}", "How many centimeters are 3 m?"),
+        ("x+1", "1+x", r"Simplify $\frac{x^2-1}{x-1} = 1+x$"),
+    ],
+)
+def test_a_formula_of_the_problem_is_a_copy(gold: str, answer: str, problem: str):
+    assert copied(tidy(gold), tidy(answer), problem)
+    verdict = VERIFIERS["math"](rf"\boxed{{{answer}}}", gold, problem=problem)
+    assert (verdict.reward, verdict.reason) == (0.0, "wrong: copied from the problem")
+    assert VERIFIERS["math"](rf"\boxed{{{answer}}}", gold, problem=problem, original=False).reward
+    assert VERIFIERS["math"](rf"\boxed{{{answer}}}", gold).reward  # nobody said what was asked
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "problem"),
+    [
+        ("x^2-4", "x^2-4", "Is $x^2-4$ or $x^2-5$ larger?"),
+        ("x^2 - 4", "-4 + x^2", "Is $x^2-4$ or $x^2-5$ larger?"),
+        ("70", "70.0", "Is it $70$ or $71$?"),
+        (r"\frac{1}{2}", r"\frac{2}{4}", "A coin is tossed $2$ times."),
+        ("(x-2)(x+2)", "(x+2)(x-2)", "Factor $x^2-4$."),
+    ],
+)
+def test_what_the_reference_says_too_is_no_copy(gold: str, answer: str, problem: str):
+    assert not copied(tidy(gold), tidy(answer), problem)
