@@ -33,6 +33,7 @@ _MOST_FORMULAS = 200
 _MOST_READ = 20  # by the parser, which takes a few milliseconds for each
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
+_CHARACTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])|\d")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _INTEGER = re.compile(r"-?\d+")
 _WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
@@ -219,12 +220,17 @@ def copied(gold: str, answer: str, problem: str) -> bool:
         return re.search(wanted, _opened(problem)) is not None
     if read_number(answer) is not None:
         return False
-    expression = canonical(answer)
+    # In another order it has the same characters. Without letters it is evaluated as it is read.
+    written = sorted(_CHARACTER.findall(answer))
+    alike = [
+        formula
+        for formula in formulas.values()
+        if _LETTER.search(formula) and sorted(_CHARACTER.findall(formula)) == written
+    ]
+    expression = canonical(answer) if alike else None
     if expression is None or canonical(gold) == expression:
         return False
-    # Of formulas with letters: those without one are evaluated as they are read.
-    lettered = [formula for formula in formulas.values() if _LETTER.search(formula)][:_MOST_READ]
-    return any(canonical(formula) == expression for formula in lettered)
+    return any(canonical(formula) == expression for formula in alike[:_MOST_READ])
 
 
 @lru_cache(maxsize=512)
