@@ -32,10 +32,6 @@ class Registry(Mapping[str, Part]):
         self._supplied = supplied
         self._parts: dict[str, Part] = {}
 
-    @property
-    def supplied(self) -> tuple[str, ...]:
-        return self._supplied
-
     def register(self, name: str) -> Callable[[Part], Part]:
         def add(part: Part) -> Part:
             if name in self._parts:

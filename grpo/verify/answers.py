@@ -47,8 +47,6 @@ _SAID = re.compile(
     r"\s*[*_]*\s*([^\n]+)",
     re.IGNORECASE,
 )
-
-
 _CLAUSE = re.compile(
     r"(.*?\S)(?:\s*[,;]\s*|\s+[-–—]+\s+|\s+)"
     r"((?:because|since|as|which|in total|altogether|so|the|in all)\b.*)"
@@ -76,16 +74,16 @@ def final_answer(response: str, *, truncated: bool = False, mark: str = "") -> G
     spoken = after_thinking(response)
     if spoken is None:
         return Given("", "tag")
-    return marked(spoken[-TAIL_CHARS:], truncated=truncated, mark=mark)
+    return marked(spoken, truncated=truncated, mark=mark)
 
 
 def after_thinking(response: str) -> str | None:
-    """What follows the thinking; the whole where there is none, None where it has no end."""
+    """What follows the thinking, the last 50,000 characters of it; None where it has no end."""
     start, is_open = 0, False
     for match in _THINKING.finditer(response):
         is_open = not (match[1] or match[2])
         start = match.end()
-    return None if is_open else response[start:]
+    return None if is_open else response[start:][-TAIL_CHARS:]
 
 
 def marked(

@@ -3,7 +3,6 @@
 from grpo.types import Verdict
 from grpo.verify.answers import (
     PARSED_CAP,
-    TAIL_CHARS,
     Marked,
     after_thinking,
     final_answer,
@@ -28,8 +27,7 @@ def exact(
     given = final_answer(response, truncated=truncated, mark=mark)
     if given is None and marked == "required":
         return Verdict(0.0, "", "no answer: none is marked")
-    prose = (after_thinking(response) or "")[-TAIL_CHARS:]
-    text = fold(given.text if given is not None else last_line(prose))
+    text = fold(given.text if given is not None else last_line(after_thinking(response) or ""))
     parsed = text[:PARSED_CAP]
     if not text:
         return Verdict(0.0, parsed, "no answer")

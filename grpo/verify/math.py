@@ -9,7 +9,6 @@ import math_verify
 from grpo.types import Verdict
 from grpo.verify.answers import (
     PARSED_CAP,
-    TAIL_CHARS,
     Marked,
     after_thinking,
     final_answer,
@@ -69,7 +68,7 @@ def math(
         return _judge(answer, given.text, given.mark == "line", problem, options)
     if marked == "required":
         return Verdict(0.0, "", "no answer: none is marked")
-    spoken = (after_thinking(response) or "")[-TAIL_CHARS:]
+    spoken = after_thinking(response) or ""
     said = stated(spoken)
     if said:
         return _judge(answer, said, True, problem, options)

@@ -48,10 +48,10 @@ def math_within(
         float_rounding=float_rounding,
         strict=strict,
     )
-    said = final_answer(response, truncated=truncated, mark=mark)
-    if verdict.reward or tolerance is None or said is None:
+    if verdict.reward or tolerance is None:
         return verdict
-    gold, given = read_number(tidy(value)), read_number(tidy(said.text))
+    said = final_answer(response, truncated=truncated, mark=mark)
+    gold, given = read_number(tidy(value)), read_number(tidy(said.text if said else ""))
     if gold is None or given is None or abs(gold.value - given.value) > tolerance:
         return verdict
     return Verdict(1.0, verdict.parsed, "correct: tolerance")

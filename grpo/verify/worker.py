@@ -10,7 +10,6 @@ plugin starts or opens on import (threads, CUDA) does not survive the fork.
 
 import ctypes
 import dataclasses
-import inspect
 import math
 import os
 import resource
@@ -25,11 +24,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from grpo.plugins import import_plugins
+from grpo.registry import call
 from grpo.types import Verdict
 from grpo.verify import VERIFIERS
 
-# (response, answer, facts), see grpo/verify/registry.py
-Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
+Verifier = Callable[..., Verdict]  # see grpo/verify/registry.py
 
 _MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -56,14 +55,7 @@ def load(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifi
     """The verifier with its options. Raises UserError for an unknown name, a wrong option or a
     plugin that does not import."""
     import_plugins(plugins)
-    bound = VERIFIERS.bind(name, options)
-    wanted = [fact for fact in VERIFIERS.supplied if fact in inspect.signature(bound).parameters]
-
-    def verifier(response: str, answer: str, facts: Mapping[str, Any]) -> Verdict:
-        told = {fact: facts[fact] for fact in wanted if fact in facts}
-        return bound(response, answer, **told)
-
-    return verifier
+    return VERIFIERS.bind(name, options)
 
 
 def crash(what: str, seconds: float = 0.0) -> Verdict:
@@ -84,7 +76,7 @@ def run_fork_server(handle: int, driver_pid: int) -> None:
     name, options, plugins = control.recv()
     verifier = load(name, options, plugins)
     for response, answer in _WARM_UP.get(name, ()):
-        verifier(response, answer, {})
+        verifier(response, answer)
     if plugins:  # a plugin's verifier may well ask `math`
         for response, answer in _WARM_UP["math"]:
             VERIFIERS["math"](response, answer)
@@ -166,7 +158,7 @@ def judge(
     """(the verdict, whether the process is spent and must not judge again)."""
     start = time.perf_counter()
     try:
-        verdict = verifier(response, answer, facts)
+        verdict = call(verifier, response, answer, **facts)
         if not math.isfinite(verdict.reward):
             raise ValueError(f"reward {verdict.reward} is not finite")
         plain = Verdict(

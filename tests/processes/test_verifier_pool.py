@@ -360,7 +360,7 @@ def test_the_time_of_a_verdict_is_that_of_its_judging(hostile: VerifierPool):
 
 
 def test_a_verdict_with_a_long_text_is_shortened_to_fit_the_pipe():
-    verdict, is_spent = judge(lambda r, a, f: Verdict(1.0, r, "correct"), "x" * 100_000, "x", {})
+    verdict, is_spent = judge(lambda r, a: Verdict(1.0, r, "correct"), "x" * 100_000, "x", {})
     assert (len(verdict.parsed), is_spent) == (10_000, False)
 
 

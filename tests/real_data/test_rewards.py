@@ -39,6 +39,12 @@ def pool() -> Iterator[VerifierPool]:
         yield pool
 
 
+@pytest.fixture(scope="module")
+def pool_of_marked() -> Iterator[VerifierPool]:
+    with VerifierPool("math", {}, workers=2, timeout_s=20) as pool:
+        yield pool
+
+
 def verdicts(pool: VerifierPool, items: list[tuple[str, str, str]]) -> list[Verdict]:
     return list(pool.stream(items))
 
@@ -113,10 +119,10 @@ def test_no_list_of_two_integers_is_paid_as_a_decimal(pool: VerifierPool, name: 
 
 
 @pytest.mark.parametrize("name", ["math500", "gsm8k_test", "minerva_math", "amc23", "aime24"])
-def test_a_problem_is_no_answer_to_itself(pool: VerifierPool, name: str):
+def test_a_problem_is_no_answer_to_itself(pool_of_marked: VerifierPool, name: str):
     rows = read(DATA / "eval" / f"{name}.jsonl")
     items = [(row["problem"], str(row["answer"]), row["problem"]) for row in rows]
-    judged = zip(items, pool_of_marked(items), strict=True)
+    judged = zip(items, verdicts(pool_of_marked, items), strict=True)
     assert not [problem for (_, _, problem), verdict in judged if verdict.reward]
 
 
@@ -131,8 +137,3 @@ def test_a_formula_of_the_problem_is_paid_only_where_it_is_the_reference(pool: V
     paid = {(said, gold) for (said, gold, _), verdict in judged if verdict.reward}
     ordinal = (r"\boxed{12^{\mathrm{th}}}", "12")
     assert not {(said, gold) for said, gold in paid if said != boxed(gold)} - {ordinal}
-
-
-def pool_of_marked(items: list[tuple[str, str, str]]) -> list[Verdict]:
-    with VerifierPool("math", {}, workers=2, timeout_s=20) as pool:
-        return list(pool.stream(items))

@@ -43,6 +43,7 @@ _KINDS = {
     "degree": ("degree", "1"),
     "deg": ("degree", "1"),
     "°": ("degree", "1"),
+    "度": ("degree", "1"),
     "arcminute": ("degree", "1/60"),
     "arcsecond": ("degree", "1/3600"),
     "radian": ("radian", "1"),
@@ -66,9 +67,12 @@ _COMPOUND = frozenset(
 )
 # Names of units that are other things in nearly every problem.
 _NOUNS = frozenset(
-    """
-    a at b count point hand rod chain link pole line mark turn cycle dot pixel drop ream per e i
-    """.split()  # noqa: SIM905
+    re.findall(
+        r"\w+",
+        """
+        a at b count point hand rod chain link pole line mark turn cycle dot pixel drop ream per e i
+        """,
+    )
 )
 _POWER_BEFORE = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 _POWER_AFTER = {"squared": 2, "cubed": 3}
@@ -84,8 +88,6 @@ def unit_named(word: str) -> Unit | None:
         kind = _MONEY.get(name) or _KINDS.get(name)
         if kind is not None:
             return Unit(((kind[0], 1),), Fraction(kind[1]))
-        if word == "度":
-            return Unit((("degree", 1),), Fraction(1))
         if name in _ALIASES:
             return _measured(_ALIASES[name])
     if low in _NOUNS or low.removesuffix("s") in _NOUNS:

@@ -25,6 +25,7 @@ _TOKENS = re.compile(
 )
 _COMMA = re.compile("[,;]")
 _EQUALS = re.compile("=")
+_CONSTANTS = frozenset((r"\pi", r"\infty", r"\theta", r"\alpha", r"\beta", r"\gamma", r"\lambda"))
 _FRACTION = re.compile(r"\\[dtc]?frac")
 _DEEPEST = 60
 _MOST_TOKENS = 2_000
@@ -33,8 +34,8 @@ _MOST_FORMULAS = 200
 _MOST_READ = 20  # by the parser, which takes a few milliseconds for each
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
-_CHARACTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])|\d")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_CHARACTER = re.compile(rf"{_LETTER.pattern}|\d")
 _INTEGER = re.compile(r"-?\d+")
 _WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
 
@@ -124,12 +125,16 @@ class _Reader:
             self._at += 1
             if kind == "factorial":
                 continue
+            start = self._at
             exponent = self._argument()
             if kind == "index":
                 base = _Part(False, base.left)
                 continue
-            whole = exponent.literal and base.literal
-            base = _Part(whole and not self._is_root(), base.left or exponent.left)
+            # 2^{1/2} is a root, and no number that is written down.
+            written = [text for _, text in self._tokens[start : self._at]]
+            root = any(text == "/" or "." in text or _FRACTION.match(text) for text in written)
+            literal = base.literal and exponent.literal and not root
+            base = _Part(literal, base.left or exponent.left)
         return base
 
     def _written(self, start: int) -> str:
@@ -137,21 +142,11 @@ class _Reader:
         texts = [text for _, text in self._tokens[start : self._at]]
         return re.sub(r"(?<=\d) (?=\D)|(?<=\D) ", "", " ".join(texts))
 
-    def _is_root(self) -> bool:
-        """Was the exponent that has just been read a fraction?"""
-        return self._exponent_has_slash
-
     def _argument(self) -> _Part:
         """A group in braces, or one character's worth."""
-        start = self._at
         while self._kind() == "add":
             self._at += 1
-        part = self._atom()
-        written = [text for _, text in self._tokens[start : self._at]]
-        self._exponent_has_slash = any(t == "/" or _FRACTION.match(t) or "." in t for t in written)
-        return part
-
-    _exponent_has_slash = False
+        return self._atom()
 
     def _atom(self) -> _Part:
         kind = self._kind()
@@ -197,9 +192,6 @@ class _Reader:
         self._depth -= 1
         left = any(part.left for part in parts)
         return parts[0] if len(parts) == 1 else _Part(False, left)
-
-
-_CONSTANTS = frozenset((r"\pi", r"\infty", r"\theta", r"\alpha", r"\beta", r"\gamma", r"\lambda"))
 
 
 def copied(gold: str, answer: str, problem: str) -> bool:

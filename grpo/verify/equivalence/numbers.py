@@ -23,8 +23,6 @@ _NUMBER = re.compile(
     rf"|(?:(?P<whole2>{_INTEGER})\s+)?(?P<n2>{_PLAIN})\s*/\s*(?P<d2>-?(?:{_PLAIN}))"
     rf")\s*(?P<percent>%?)"
 )
-
-
 _REPEATING = re.compile(
     r"(?P<sign>[+-]?)\s*(?P<whole>\d{1,100})\.(?:(?P<before>\d{0,100})\s*"
     r"\\(?:overline|bar)\s*\{?\s*(?P<bar>\d{1,100})\s*\}?"
@@ -77,11 +75,9 @@ def read_number(text: str) -> Number | None:
 def _repeating(match: re.Match[str]) -> Number | None:
     """`0.1\\overline{6}`, `0.\\dot{3}` and `0.1666...`, exactly. Of the last the digits must
     show what repeats: one digit three times, several twice."""
-    before, again = (
-        match["before"] or match["before2"] or "",
-        (match["bar"] or match["dot"] or "").replace(" ", ""),
-    )
-    if not again:
+    before = match["before"] or match["before2"] or ""
+    again = match["bar"] or match["dot"]
+    if again is None:
         shown = _SHOWN.search(match["shown"])
         if shown is None:
             return None

@@ -45,11 +45,11 @@ def alternatives(gold: str, answer: str, same: Same) -> bool | None:
 def decimal_comma(gold: str, answer: str, same: Same) -> bool | None:
     """`1,22` for a gold of 1.22, digit by digit. A gold of `1,22` is the list of 1 and 22, unless
     what follows its comma is no integer: `0,07`."""
-    for comma, point in ((gold, answer), (answer, gold)):
+    for comma, point, may_be_list in ((gold, answer, True), (answer, gold, False)):
         match = _COMMA.fullmatch(comma)
         if match is None or f"{match[1]}.{match[2]}" != point:
             continue
-        if comma is answer or (match[2][0] == "0" and len(match[2]) > 1):
+        if not may_be_list or (match[2][0] == "0" and len(match[2]) > 1):
             return True
     return None
 

@@ -33,18 +33,25 @@ LOADED = frozenset(
 )
 # Words that the answer may leave out and may add, but not turn into each other.
 _OPPOSED = frozenset(
-    """
-    ago now later earlier early late profit loss gain debt lost missing short
-    """.split()  # noqa: SIM905
+    re.findall(
+        r"\w+",
+        """
+        ago now later earlier early late profit loss gain debt lost missing short
+        """,
+    )
 )
 # Words that may stand behind any number: what every count counts, and that it is the answer.
 _COUNTS = frozenset(
-    """
-    way arrangement possibility possibilitie combination permutation selection choice outcome
-    method solution value number integer total altogether maximum minimum max min approximately
-    approx about guess people person time different distinct possible such exactly only overall
-    """.split()  # noqa: SIM905
+    re.findall(
+        r"\w+",
+        """
+        way arrangement possibility possibilitie combination permutation selection choice outcome
+        method solution value number integer total altogether maximum minimum max min approximately
+        approx about guess people person time different distinct possible such exactly only overall
+        """,
+    )
 )
+_NOT_NOUNS = LOADED | _OPPOSED | _COUNTS
 _CHINESE_COUNTS = frozenset("个人种条只本次名位件张支枝棵辆头朵页方法情况不同的解组对")
 _FILLERS = frozenset(("of", "the", "a", "an", "in", "unit", "each"))
 _RAW_TAIL = re.compile(
@@ -181,9 +188,7 @@ def _spelled(words: list[str]) -> list[str]:
 
 
 def _counted(words: list[str]) -> set[str]:
-    return {
-        w for w in words if w not in LOADED | _COUNTS | _OPPOSED and not set(w) <= _CHINESE_COUNTS
-    }
+    return {w for w in words if w not in _NOT_NOUNS and not set(w) <= _CHINESE_COUNTS}
 
 
 def _loaded(words: list[str]) -> set[str]:
