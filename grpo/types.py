@@ -37,12 +37,14 @@ class Prompt:
     """One question, tokenised.
 
     `serial` is its place in the epoch-spanning order of the run: two prompts of one run never
-    share it, even where they show the same row in different epochs.
+    share it, even where they show the same row in different epochs. `thinking`: it ends within
+    thinking that it has opened itself, so that its responses have no opening tag.
     """
 
     serial: int
     row: Row
     token_ids: tuple[int, ...]
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)

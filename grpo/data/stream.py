@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from grpo.config.data import DataConfig
+from grpo.data.thinking import opens_thinking
 from grpo.errors import UserError
 from grpo.types import Prompt, Row
 
@@ -43,7 +44,7 @@ def eval_prompts(
             if config.long_prompts == "error":
                 raise UserError(_too_long(row, len(token_ids), longest_prompt, config))
             continue
-        prompts.append(Prompt(position, row, token_ids))
+        prompts.append(Prompt(position, row, token_ids, opens_thinking(token_ids, tokenizer)))
     if rows and not prompts:
         shortest = min(len(render(row, config, tokenizer)) for row in rows)
         raise UserError(
@@ -154,7 +155,9 @@ class PromptStream:
                 raise UserError(_too_long(row, length, self._longest_prompt, self._config))
 
     def _prompt(self, serial: int, index: int) -> Prompt:
-        return Prompt(serial, self._rows[index], self._tokens(index))
+        token_ids = self._tokens(index)
+        thinking = opens_thinking(token_ids, self._tokenizer)
+        return Prompt(serial, self._rows[index], token_ids, thinking)
 
     def _tokens(self, index: int) -> tuple[int, ...]:
         if index not in self._rendered:

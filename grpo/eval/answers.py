@@ -33,6 +33,7 @@ from grpo.verify.ready import check_verifier
 _SUFFIXES = (".jsonl", ".parquet")
 _ID_KEYS = ("id", "row_id")
 _ROW_KEYS = ("row", "serial")
+_EXPECTED = {int: "a number of tokens", str: "a word", bool: "true or false"}
 _LISTED = 5  # problems that an error names
 
 Object = tuple[str, dict[str, Any]]  # where it stands, and what it holds
@@ -45,6 +46,7 @@ class _Found:
     responses: list[str] = field(default_factory=list)
     lengths: list[int | None] = field(default_factory=list)
     finish_reasons: list[str | None] = field(default_factory=list)
+    thinking: bool = False
 
 
 def evaluate_answers(
@@ -109,8 +111,9 @@ def read_stored(
 
     An object (a line of JSON, a row of parquet) names its problem by `id`, or by `row`, its
     position from 0, or by both, and holds a list `answers` or one `response`; several objects may
-    be about one problem. `length` (tokens) and `finish_reason` may stand beside a `response`. A
-    file of answers that grpo eval has written is of this form. Raises UserError.
+    be about one problem. `length` (tokens) and `finish_reason` may stand beside a `response`, and
+    beside either `thinking`, true where the prompt opened the thinking. A file of answers that grpo
+    eval has written is of this form. Raises UserError.
     """
     places = _places(rows)
     found = [_Found() for _ in rows]
@@ -127,6 +130,7 @@ def read_stored(
             lengths=_known(mine.lengths),
             finish_reasons=_known(mine.finish_reasons),
             labels=about,
+            thinking=mine.thinking,
         )
         for serial, (row, mine, about) in enumerate(zip(rows, found, labels, strict=True))
     ]
@@ -201,6 +205,7 @@ def _first(item: dict[str, Any], keys: Sequence[str]) -> Any:
 
 def _take(mine: _Found, where: str, item: dict[str, Any]) -> None:
     listed, one = item.get("answers"), item.get("response")
+    mine.thinking |= bool(_typed(where, item, "thinking", bool))
     if isinstance(one, str) and listed is None:
         mine.responses.append(one)
         mine.lengths.append(_typed(where, item, "length", int))
@@ -223,8 +228,7 @@ def _is_text(value: object) -> bool:
 def _typed(where: str, item: dict[str, Any], key: str, kind: type) -> Any:
     value = item.get(key)
     if value is not None and type(value) is not kind:
-        expected = "a number of tokens" if kind is int else "a word"
-        raise UserError(f"{where}: {key} is {value!r}, expected {expected}")
+        raise UserError(f"{where}: {key} is {value!r}, expected {_EXPECTED[kind]}")
     return value
 
 

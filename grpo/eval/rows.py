@@ -53,7 +53,13 @@ def submit(group: Answered, verifier: VerifierPool) -> Waiting:
     if group.verdicts is None:
         reasons = group.finish_reasons or ("stop",) * len(group.responses)
         return group, [
-            verifier.submit(text, group.answer, problem=group.problem, truncated=reason == "length")
+            verifier.submit(
+                text,
+                group.answer,
+                problem=group.problem,
+                truncated=reason == "length",
+                thinking=group.thinking,
+            )
             for text, reason in zip(group.responses, reasons, strict=True)
         ]
     known: list[Future[Verdict]] = []

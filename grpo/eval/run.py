@@ -190,16 +190,23 @@ def _answered(group: Group, config: BenchmarkConfig) -> Answered:
         lengths=tuple(len(response.token_ids) for response in responses),
         finish_reasons=tuple(response.finish_reason for response in responses),
         labels=labels_of(row, config),
+        thinking=group.prompt.thinking,
     )
 
 
 def _current(found: Answered, prompt: Prompt, config: BenchmarkConfig) -> Answered:
-    """Stored answers with what the row says today; a new reference needs new verdicts."""
-    row, verdicts = prompt.row, found.verdicts
-    if found.answer != row.answer:
-        verdicts = None
-    labels = labels_of(row, config)
-    return replace(found, problem=row.problem, answer=row.answer, verdicts=verdicts, labels=labels)
+    """Stored answers with what the row and its prompt say today; where a verdict may depend on
+    that, new ones are needed."""
+    row, thinking = prompt.row, prompt.thinking
+    same = (found.answer, found.thinking) == (row.answer, thinking)
+    return replace(
+        found,
+        problem=row.problem,
+        answer=row.answer,
+        verdicts=found.verdicts if same else None,
+        labels=labels_of(row, config),
+        thinking=thinking,
+    )
 
 
 def _digest(value: object) -> str:

@@ -41,6 +41,7 @@ _SCHEMA = pa.schema(
         ("reason", pa.string()),
         ("seconds", pa.float64()),
         ("labels", pa.map_(pa.string(), pa.string())),
+        ("thinking", pa.bool_()),
     ]
 )
 
@@ -54,6 +55,7 @@ class Answered:
     lengths: tokens of each answer; None where they are not known, as are finish_reasons
     verdicts: None before they are judged
     labels: what the row says in the columns that the score is broken down by
+    thinking: the prompt opened the thinking, so that the answers begin within it
     """
 
     serial: int
@@ -65,6 +67,7 @@ class Answered:
     finish_reasons: tuple[str, ...] | None = None
     verdicts: tuple[Verdict, ...] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    thinking: bool = False
 
 
 def write_answers(path: Path, groups: Iterable[Answered], facts: Mapping[str, Any]) -> None:
@@ -85,7 +88,8 @@ def read_answers(path: Path) -> tuple[list[Answered], dict[str, Any]]:
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     metadata = table.schema.metadata or {}
-    if _FACTS not in metadata or table.schema.names != _SCHEMA.names:
+    names = [name for name in _SCHEMA.names if name != "thinking"]  # which older files lack
+    if _FACTS not in metadata or table.schema.names not in (names, _SCHEMA.names):
         raise ValueError(f"{path} holds no answers of an evaluation")
     rows = groupby(table.to_pylist(), key=lambda row: row["serial"])
     return [_group(list(mine)) for _, mine in rows], json.loads(metadata[_FACTS])
@@ -108,6 +112,7 @@ def _rows(group: Answered) -> Iterable[dict[str, Any]]:
             "reason": _utf8(verdict.reason) if verdict else None,
             "seconds": verdict.seconds if verdict else None,
             "labels": {name: _utf8(label) for name, label in group.labels.items()},
+            "thinking": group.thinking,
         }
 
 
@@ -125,6 +130,7 @@ def _group(rows: list[dict[str, Any]]) -> Answered:
         if any(row["reward"] is None for row in rows)
         else tuple(Verdict(r["reward"], r["parsed"], r["reason"], r["seconds"]) for r in rows),
         labels=dict(first["labels"]),
+        thinking=bool(first.get("thinking")),
     )
 
 

@@ -58,6 +58,7 @@ class PendingVerdicts:
                 row.answer,
                 problem=row.problem,
                 truncated=response.finish_reason == "length",
+                thinking=group.prompt.thinking,
             )
             for response in group.responses
         ]

@@ -3,13 +3,16 @@
     thinking ends -> the last \\boxed{} -> else <answer>...</answer> -> else an "Answer:" line
 
 A mark that was begun and never closed is no answer, and neither is thinking that never ended: what
-stands in them is a draft. A verifier of your own asks `final_answer`.
+stands in them is a draft. A verifier of your own asks `final_answer`, or `after_thinking` where its
+answers have no such mark.
 """
 
 import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
+
+from grpo.thinking import thinking_ends
 
 # Whether an answer that no mark announces may count: "required" says no.
 Marked = Literal["required", "preferred"]
@@ -18,7 +21,6 @@ PARSED_CAP = 200
 # Only the end of a response is searched.
 TAIL_CHARS = 50_000
 
-_THINKING = re.compile(r"<(/?)(?:think|thinking|thought)>|\[(/?)THINK\]")
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*\{|\\bbox(?:\[[^\]]*\])?\s*\{")
 # A backslash takes the next character with it, so \{ and \} do not count.
 _TOKEN = re.compile(_BOX.pattern + r"|\\.|[{}]", re.DOTALL)
@@ -62,28 +64,28 @@ class Given:
     mark: Literal["box", "tag", "line"]
 
 
-def final_answer(response: str, *, truncated: bool = False, mark: str = "") -> Given | None:
+def final_answer(
+    response: str, *, truncated: bool = False, thinking: bool = False, mark: str = ""
+) -> Given | None:
     """The answer that the response marks, None where it marks nothing.
 
     The last box counts, together with those right before it that only "and", "or" or a comma parts
     from it; else what the last <answer> holds; else what follows the last "Answer:" (or its like
     in another language, or `mark`, the data's own, such as "####") on its line. A line "The final
     answer is ... I hope it is correct", as in Minerva's prompt, counts where it comes after the
-    box. `truncated`: the response was cut off, so that its last line may lack its end.
+    box. `truncated`: the response was cut off, so that its last line may lack its end. `thinking`:
+    its prompt has opened the thinking, so that there is no answer before the end of that.
     """
-    spoken = after_thinking(response)
+    spoken = after_thinking(response, thinking=thinking)
     if spoken is None:
         return Given("", "tag")
     return marked(spoken, truncated=truncated, mark=mark)
 
 
-def after_thinking(response: str) -> str | None:
+def after_thinking(response: str, *, thinking: bool = False) -> str | None:
     """What follows the thinking, the last 50,000 characters of it; None where it has no end."""
-    start, is_open = 0, False
-    for match in _THINKING.finditer(response):
-        is_open = not (match[1] or match[2])
-        start = match.end()
-    return None if is_open else response[start:][-TAIL_CHARS:]
+    end = thinking_ends(response, thinking)
+    return None if end is None else response[end:][-TAIL_CHARS:]
 
 
 def marked(

@@ -1,9 +1,8 @@
 """Programs judged by running them on every test of their problem, inside a sandbox."""
 
-import re
 import signal
 import socket
-import textwrap
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,8 +14,10 @@ from pydantic import Field
 
 from grpo.errors import UserError
 from grpo.types import Verdict
-from grpo.verify.answers import fold
-from grpo.verify.code_tests import CallTests, StreamTests, read_tests, same_output
+from grpo.verify.answers import after_thinking, fold
+from grpo.verify.code_tests import CallTests, StreamTests, read_tests
+from grpo.verify.outputs import same_output
+from grpo.verify.programs import blocks, names_in, names_of, program_of
 from grpo.verify.registry import VERIFIERS
 from grpo.verify.sandbox import (
     Allowance,
@@ -29,8 +30,6 @@ from grpo.verify.sandbox import (
     run_together,
 )
 
-# Only the end of an answer is searched for its program.
-_TAIL_CHARS = 200_000
 _REASON_CAP = 200
 _TOTAL_TIMEOUT_S = 30.0
 _PACKAGES = ["numpy"]  # of LiveCodeBench's own environment what its programs use
@@ -39,9 +38,10 @@ _SHOWN = 60  # characters of an output in a reason
 _SPARE_OUTPUT_BYTES = 1 << 16  # beyond four times what is expected
 _CALLS_OUTPUT_BYTES = 4 << 20  # that functions under test may print, for nobody to read
 
-_FENCE = re.compile(r"^([ \t]*)```+[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
 _CALLS_SOURCE = Path(calls.__file__).read_text(encoding="utf-8")
-_CALLS_MODULES = ("ast", "collections", "itertools", "json", "numbers", "operator", "typing")
+_CALLS_MODULES = (
+    "ast", "collections", "functools", "itertools", "json", "math", "numbers", "operator", "typing",
+)  # fmt: skip
 _KINDS = {
     "time": "time limit",
     "memory": "memory limit",
@@ -57,35 +57,42 @@ def code(
     response: str,
     answer: str,
     *,
+    truncated: bool = False,
+    thinking: bool = False,
     reward: Literal["all", "fraction"] = "all",
     test_timeout_s: Annotated[float, Field(gt=0)] = 6.0,
     total_timeout_s: Annotated[float, Field(gt=0)] = _TOTAL_TIMEOUT_S,
     memory_mb: Annotated[int, Field(ge=64)] = 1024,
     processes: Annotated[int, Field(ge=1)] = 32,
     packages: list[str] = _PACKAGES,
+    tolerance: Annotated[float, Field(ge=0, le=0.01)] = 1e-6,
     allow_unsandboxed: bool = False,
 ) -> Verdict:
     """Does the program in the response pass its tests?
 
-    The program is the last ```python block, else the last block; `answer` is JSON that describes
-    the tests (grpo/verify/code_tests.py lists the formats). Every test runs in a process of its
-    own. `reward`: 1 where all pass, or the fraction that passes. `test_timeout_s`: CPU seconds of
-    one test, twice that in wall time. `total_timeout_s`: wall time of all; the pool's deadline must
-    be later. `memory_mb` and `processes` hold for all of a program's processes together, threads
-    counted; `packages` are distributions that it may import. Raises UserError where the machine has
-    no sandbox and `allow_unsandboxed` is false, RunError where the sandbox does not start.
+    The program is the last ```python block behind the thinking, else the last block, with what it
+    lacks from the blocks before it (grpo/verify/programs.py); `answer` is JSON that describes the
+    tests (grpo/verify/code_tests.py lists the formats). Every test runs in a process of its own.
+    `reward`: 1 where all pass, or the fraction that passes. `tolerance`: how far what is expected
+    as a decimal may be off (`is_close` in grpo/verify/sandbox/calls.py); asserts of the data are
+    run as they are. `test_timeout_s`: CPU seconds of one test, twice that in wall time.
+    `total_timeout_s`: wall time of all; the pool's deadline must be later. `memory_mb` and
+    `processes` hold for all of a program's processes together, threads counted; `packages` are
+    distributions that it may import. Raises UserError where the machine has no sandbox and
+    `allow_unsandboxed` is false, RunError where the sandbox does not start.
     """
-    program = last_program(response[-_TAIL_CHARS:])
-    if program is None:
+    texts = blocks(after_thinking(response, thinking=thinking) or "", truncated=truncated)
+    if not texts:
         return Verdict(0.0, "", "no answer")
     try:
         tests = read_tests(answer)
     except ValueError as error:
         return Verdict(0.0, "", f"gold does not parse: {error}"[:_REASON_CAP])
+    program = _program(texts, tests)
     limits = Limits(memory_mb=memory_mb, processes=processes, packages=tuple(packages))
     deadline = time.monotonic() + total_timeout_s
     failures: dict[int, str] = {}
-    with _open_judge(tests, program, limits, allow_unsandboxed) as judge:
+    with _open_judge(tests, program, tolerance, limits, allow_unsandboxed) as judge:
         for index in range(len(tests.cases)):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -113,24 +120,22 @@ def check_machine(options: Mapping[str, Any], timeout_s: float, timeout_key: str
     choose_level(bool(options.get("allow_unsandboxed", False)))
 
 
-def last_program(response: str) -> str | None:
-    """The last closed block marked python, else the last closed block; None where there is none."""
-    blocks: list[tuple[str, str]] = []
-    opened: re.Match[str] | None = None
-    for fence in _FENCE.finditer(response):
-        if fence[2] or opened is None:  # a fence with a word opens, whatever was left open before
-            opened = fence
-        else:
-            text = response[opened.end() + 1 : fence.start()]
-            blocks.append((opened[2].lower(), textwrap.dedent(text) if opened[1] else text))
-            opened = None
-    marked = [text for language, text in blocks if language in ("python", "python3", "py")]
-    return (marked or [text for _, text in blocks] or [None])[-1]
+def _program(texts: list[str], tests: StreamTests | CallTests) -> str:
+    if len(texts) == 1:
+        return texts[0]
+    given = names_of(tests.prelude, tests.modules)
+    if isinstance(tests, StreamTests):
+        return program_of(texts, given=given)
+    return program_of(texts, tests.names or names_in(tests.cases) - sys.stdlib_module_names, given)
 
 
 @contextmanager
 def _open_judge(
-    tests: StreamTests | CallTests, program: str, limits: Limits, allow_unsandboxed: bool
+    tests: StreamTests | CallTests,
+    program: str,
+    tolerance: float,
+    limits: Limits,
+    allow_unsandboxed: bool,
 ) -> Iterator[Judge]:
     """A sandbox for the program and, where functions are called, one for those who call."""
     level = choose_level(allow_unsandboxed)
@@ -138,36 +143,46 @@ def _open_judge(
         if isinstance(tests, StreamTests):
             limits = replace(limits, preload=tests.modules)
             sandbox = stack.enter_context(Sandbox(limits, level))
-            yield lambda index, allowance: _run_stream(sandbox, tests, index, program, allowance)
+            source = f"{tests.prelude}\0{program}"
+            yield lambda index, allowance: _run_stream(
+                sandbox, tests.cases[index], source, tolerance, allowance
+            )
         else:
             callee = replace(limits, preload=tests.modules + _CALLS_MODULES)
             caller = replace(limits, preload=_CALLS_MODULES)
             boxes = [stack.enter_context(Sandbox(part, level)) for part in (callee, caller)]
-            yield lambda index, allowance: _run_calls(boxes, tests, index, program, allowance)
+            yield lambda index, allowance: _run_calls(
+                boxes, tests, index, program, tolerance, allowance
+            )
 
 
 def _run_stream(
-    sandbox: Sandbox, tests: StreamTests, index: int, program: str, allowance: Allowance
+    sandbox: Sandbox, case: tuple[str, str], source: str, tolerance: float, allowance: Allowance
 ) -> str:
-    stdin, expected = tests.cases[index]
+    stdin, expected = case
     output_bytes = 4 * len(expected.encode()) + _SPARE_OUTPUT_BYTES
     allowance = replace(allowance, output_bytes=output_bytes)
-    outcome = sandbox.run(f"{tests.prelude}\0{program}", stdin.encode(), allowance)
+    outcome = sandbox.run(source, stdin.encode(), allowance)
     if outcome.status != "exit" or outcome.code != 0:
         return _broken_off(outcome)
     printed = outcome.stdout.decode(errors="replace")
-    if same_output(printed, expected):
+    if same_output(printed, expected, tolerance):
         return ""
     return f"wrong: printed {_short(printed)}, expected {_short(expected)}"
 
 
 def _run_calls(
-    boxes: list[Sandbox], tests: CallTests, index: int, program: str, allowance: Allowance
+    boxes: list[Sandbox],
+    tests: CallTests,
+    index: int,
+    program: str,
+    tolerance: float,
+    allowance: Allowance,
 ) -> str:
     allowance = replace(allowance, output_bytes=_CALLS_OUTPUT_BYTES)
     callee_end, caller_end = socket.socketpair()
     serve = f"serve(3, {tests.prelude!r}, {program!r})"
-    judge = f"judge(3, {tests.setup!r}, {tests.cases[index]!r}, {tests.names!r})"
+    judge = f"judge(3, {tests.setup!r}, {tests.cases[index]!r}, {tests.names!r}, {tolerance})"
     with callee_end, caller_end:
         callee = boxes[0].begin(f"{_CALLS_SOURCE}\n{serve}", b"", allowance, callee_end.fileno())
         caller = boxes[1].begin(f"{_CALLS_SOURCE}\n{judge}", b"", allowance, caller_end.fileno())

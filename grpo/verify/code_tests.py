@@ -14,8 +14,9 @@ import json
 import pickle
 import zlib
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from grpo.verify.sandbox.calls import SAME
 
 _LARGEST_PRIVATE = 512 << 20
 
@@ -157,12 +158,10 @@ def _json_call(name: str, arguments: str, expected: str) -> str:
 
 
 def _call(name: str, arguments: str, accepted: str) -> str:
-    """A test: the call must return one of those accepted. A tuple counts as a list, as in
-    LiveCodeBench's own grader: JSON knows no tuples."""
+    """A test: the call must return one of those accepted, as `same_value` compares."""
     return (
         f"got = {name}(*{arguments})\n"
-        f"got = list(got) if isinstance(got, tuple) else got\n"
-        f"assert got in {accepted}, f'returned {{got!r}}'\n"
+        f"assert any({SAME}(got, value) for value in {accepted}), f'returned {{got!r}}'\n"
     )
 
 
@@ -195,24 +194,3 @@ def _unpack(packed: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"private_test_cases hold a {type(text).__name__}, not a string")
     return text
-
-
-def same_output(printed: str, expected: str) -> bool:
-    """As LiveCodeBench compares: line by line, stripped; lines that differ as text must be numbers
-    throughout, and equal as decimals."""
-    printed, expected = printed.strip(), expected.strip()
-    if printed.count("\n") != expected.count("\n"):
-        return False
-    pairs = zip(printed.split("\n"), expected.split("\n"), strict=True)
-    return all(_same_line(ours.strip(), theirs.strip()) for ours, theirs in pairs)
-
-
-def _same_line(printed: str, expected: str) -> bool:
-    if printed == expected:
-        return True
-    try:
-        return [Decimal(word) for word in printed.split()] == [
-            Decimal(word) for word in expected.split()
-        ]
-    except InvalidOperation:  # a word is no number, or a signalling NaN
-        return False

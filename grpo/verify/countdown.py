@@ -28,7 +28,9 @@ _UNARY: dict[type[ast.unaryop], Callable[[Fraction], Fraction]] = {
 
 
 @VERIFIERS.register("countdown")
-def countdown(response: str, answer: str, *, truncated: bool = False) -> Verdict:
+def countdown(
+    response: str, answer: str, *, truncated: bool = False, thinking: bool = False
+) -> Verdict:
     """Does the expression that the response marks reach the target with the given numbers?
 
     `answer` is the target and the numbers, "98 from 44 19 35", and each number must be used
@@ -36,7 +38,7 @@ def countdown(response: str, answer: str, *, truncated: bool = False) -> Verdict
     judged (grpo/verify/answers.py). Values are exact fractions, and the text is parsed but never
     run.
     """
-    given = final_answer(response, truncated=truncated)
+    given = final_answer(response, truncated=truncated, thinking=thinking)
     marked = fold(given.text) if given is not None else ""
     parsed = marked[:PARSED_CAP]
     if not marked:

@@ -18,16 +18,18 @@ def exact(
     answer: str,
     *,
     truncated: bool = False,
+    thinking: bool = False,
     marked: Marked = "required",
     mark: str = "",
 ) -> Verdict:
     """The answer that the response marks (grpo/verify/answers.py) must equal the reference up to
     white space. `marked`: with "preferred" the last line that is not empty counts where nothing is
     marked. `mark`: begins the line of the answer, beside "Answer:"."""
-    given = final_answer(response, truncated=truncated, mark=mark)
+    given = final_answer(response, truncated=truncated, thinking=thinking, mark=mark)
     if given is None and marked == "required":
         return Verdict(0.0, "", "no answer: none is marked")
-    text = fold(given.text if given is not None else last_line(after_thinking(response) or ""))
+    spoken = after_thinking(response, thinking=thinking) or ""
+    text = fold(given.text if given is not None else last_line(spoken))
     parsed = text[:PARSED_CAP]
     if not text:
         return Verdict(0.0, parsed, "no answer")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from grpo import thinking
 from grpo.verify.registry import VERIFIERS
 
 _PACKAGE = Path(__file__).parent
@@ -22,7 +23,7 @@ def fingerprint(name: str) -> str:
     """16 hex digits that change with the code of grpo.verify, with the libraries that read
     mathematics, and with the files of a plugin's verifier. Raises UserError for an unknown name."""
     files = sorted(_PACKAGE.rglob("*.py"))
-    files += _plugin_files(VERIFIERS[name])
+    files += [Path(thinking.__file__), *_plugin_files(VERIFIERS[name])]
     digest = hashlib.sha256(" ".join(f"{reader} {version(reader)}" for reader in _READERS).encode())
     for file in files:
         digest.update(file.read_bytes())

@@ -42,6 +42,7 @@ def math(
     *,
     problem: str = "",
     truncated: bool = False,
+    thinking: bool = False,
     marked: Marked = "required",
     mark: str = "",
     evaluated: bool = True,
@@ -63,12 +64,12 @@ def math(
     through the pool.
     """
     options = Options(float_rounding, strict, evaluated, original)
-    given = final_answer(response, truncated=truncated, mark=mark)
+    given = final_answer(response, truncated=truncated, thinking=thinking, mark=mark)
     if given is not None:
         return _judge(answer, given.text, given.mark == "line", problem, options)
     if marked == "required":
         return Verdict(0.0, "", "no answer: none is marked")
-    spoken = after_thinking(response) or ""
+    spoken = after_thinking(response, thinking=thinking) or ""
     said = stated(spoken)
     if said:
         return _judge(answer, said, True, problem, options)

@@ -105,15 +105,21 @@ class VerifierPool:
         self.close()
 
     def submit(
-        self, response: str, answer: str, *, problem: str = "", truncated: bool = False
+        self,
+        response: str,
+        answer: str,
+        *,
+        problem: str = "",
+        truncated: bool = False,
+        thinking: bool = False,
     ) -> Future[Verdict]:
         """The future gives a verdict whatever the verifier does; `close` cancels what is left.
-        `problem`, `truncated`: for verifiers that ask for them (grpo/verify/registry.py).
+        What follows `answer` is for verifiers that ask for it (grpo/verify/registry.py).
 
         Waits while the pool holds 1,024 answers or 64 Mi characters without a verdict. Room is
         made by the pool's own thread, whatever the caller's does meanwhile.
         """
-        facts = {"problem": problem, "truncated": truncated}
+        facts = {"problem": problem, "truncated": truncated, "thinking": thinking}
         submission = Submission(response, answer, facts, Future())
         with self._changed:
             # A callback of a verdict runs on the dispatcher, which must not wait for itself.
@@ -134,7 +140,7 @@ class VerifierPool:
 
     def stream(self, items: Iterable[tuple[str, str, str]]) -> Iterator[Verdict]:
         """Verdicts on (response, answer, problem), in their order. No more are taken than the pool
-        has room for."""
+        has room for. The responses are whole: none was cut off or begins within thinking."""
         futures: deque[Future[Verdict]] = deque()
         for response, answer, problem in items:
             if len(futures) == _MOST_ANSWERS:

@@ -9,6 +9,7 @@ from grpo.types import Verdict
 # it is also told
 #   problem: str     what was asked, as the row of the data has it
 #   truncated: bool  that the response was cut off at the limit of its tokens
+#   thinking: bool   that the prompt has opened the thinking: the response begins within it
 VERIFIERS: Registry[Callable[..., Verdict]] = Registry(
-    "verifier", supplied=("problem", "truncated")
+    "verifier", supplied=("problem", "truncated", "thinking")
 )

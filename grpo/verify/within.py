@@ -19,6 +19,7 @@ def math_within(
     *,
     problem: str = "",
     truncated: bool = False,
+    thinking: bool = False,
     marked: Marked = "required",
     mark: str = "",
     evaluated: bool = True,
@@ -41,6 +42,7 @@ def math_within(
         value,
         problem=problem,
         truncated=truncated,
+        thinking=thinking,
         marked=marked,
         mark=mark,
         evaluated=evaluated,
@@ -50,7 +52,7 @@ def math_within(
     )
     if verdict.reward or tolerance is None:
         return verdict
-    said = final_answer(response, truncated=truncated, mark=mark)
+    said = final_answer(response, truncated=truncated, thinking=thinking, mark=mark)
     gold, given = read_number(tidy(value)), read_number(tidy(said.text if said else ""))
     if gold is None or given is None or abs(gold.value - given.value) > tolerance:
         return verdict

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from grpo.errors import UserError
 from grpo.types import Verdict
 from grpo.verify import VERIFIERS
-from grpo.verify.code import check_machine, last_program
-from grpo.verify.code_tests import CallTests, StreamTests, read_tests, same_output
+from grpo.verify.code import check_machine
+from grpo.verify.code_tests import CallTests, StreamTests, read_tests
 from grpo.verify.pool import VerifierPool
 from grpo.verify.sandbox import Level, probe
 from grpo.verify.sandbox.calls import from_plain, to_plain
@@ -48,41 +48,63 @@ def reward(program: str, tests: dict[str, Any], **options: Any) -> float:
 # --- the program ---
 
 
-@pytest.mark.parametrize(
-    ("response", "program"),
-    [
-        ("```python\na\n```", "a\n"),
-        ("```python\na\n```\n```python\nb\n```", "b\n"),
-        ("```python\na\n```\nprints\n```\n42\n```", "a\n"),
-        ("```\na\n```\n```\nb\n```", "b\n"),
-        ("```cpp\na\n```\n```Python3\nb\n```\n```json\nc\n```", "b\n"),
-        ("1. so:\n   ```py\n   if x:\n       y\n   ```", "if x:\n    y\n"),
-        ("````python\na\n````", "a\n"),
-        ("```python title=x\na\n```", "a\n"),
-        ("```python\na\n```\n```python\ncut off", "a\n"),
-        ("```\nnever closed, then\n```python\na\n```", "a\n"),
-        ("```python\n```", ""),
-        ("print(1)", None),
-        ("```python\nprint(1)", None),
-        ("`print(1)`", None),
-        ("", None),
-    ],
-)
-def test_the_last_python_block_counts_else_the_last_block(response: str, program: str | None):
-    assert last_program(response) == program
-
-
-@examples(50)
-@given(st.lists(st.sampled_from(["```", "```python", "x = 1", "~~~", "", "  ```"])))
-def test_what_is_taken_stands_in_the_response_and_holds_no_fence(lines: list[str]):
-    program = last_program("\n".join(lines))
-    if program is not None:
-        assert program in "\n".join(lines) + "\n"
-        assert "```" not in program
-
-
 def test_no_block_is_no_answer():
     assert VERIFIERS["code"]("I give up.", json.dumps(SUM)) == Verdict(0.0, "", "no answer")
+
+
+@needs_linux
+@pytest.mark.parametrize("answer", ["print(add(1, 2))", "assert add(1, 2) == 3", "add(1, 2)  -> 3"])
+def test_an_example_of_its_use_behind_a_function_is_not_the_program(answer: str):
+    tests = json.dumps({"inputs": [[1, 2]], "outputs": [3], "fn_name": "add"})
+    response = f"```python\ndef add(a, b):\n    return a + b\n```\nUse:\n```python\n{answer}\n```"
+    assert VERIFIERS["code"](response, tests, allow_unsandboxed=True).reward == 1.0
+    asserts = json.dumps({"test_list": ["assert add(1, 2) == 3"]})
+    assert VERIFIERS["code"](response, asserts, allow_unsandboxed=True).reward == 1.0
+    # The last definition is judged, however right an earlier one is.
+    again = response + "\nOr:\n```python\ndef add(a, b):\n    return a - b\n```"
+    for reference in (tests, asserts):
+        assert VERIFIERS["code"](again, reference, allow_unsandboxed=True).reward == 0.0
+
+
+@needs_linux
+def test_what_a_prelude_defines_is_not_taken_from_a_draft():
+    cases = [{"input": "5", "output": "2", "testtype": "stdin"}]
+    draft = "import math\nprint(math.sqrt(int(input())))"
+    final = "print(math.isqrt(int(input())))"  # LiveCodeBench's prelude has math
+    response = f"```python\n{draft}\n```\nNo, rounded:\n```python\n{final}\n```"
+    tests = json.dumps({"public_test_cases": cases})
+    assert VERIFIERS["code"](response, tests, allow_unsandboxed=True).reward == 1.0
+
+
+@needs_linux
+def test_a_last_fence_left_open_counts_unless_the_response_was_cut_off():
+    response = f"```python\nprint(0)\n```\nNo:\n```python\n{SUMS}"
+    options = {"allow_unsandboxed": True}
+    assert VERIFIERS["code"](response, json.dumps(SUM), **options).reward == 1.0
+    cut = VERIFIERS["code"](response, json.dumps(SUM), truncated=True, **options)
+    assert (cut.reward, cut.reason) == (0.0, "no answer")
+    # Cut off behind a complete block, it is paid.
+    whole = f"```python\n{SUMS}\n```\nThis adds"
+    assert VERIFIERS["code"](whole, json.dumps(SUM), truncated=True, **options).reward == 1.0
+
+
+@needs_linux
+@pytest.mark.parametrize(
+    ("response", "thinking", "reward"),
+    [
+        ("<think>\n{}\nhmm, wait", False, 0.0),
+        ("{}\nhmm, wait", True, 0.0),
+        ("<think>\n{}\n</think>\nThat is it.", False, 0.0),
+        ("{}\n</think>\nThat is it.", True, 0.0),
+        ("Let me see.\n</think>\n{}", True, 1.0),
+        ("</think>{}", True, 1.0),
+        ("<think>\n```python\nprint(0)\n```\n</think>\n{}", False, 1.0),
+    ],
+)
+def test_drafts_within_thinking_are_no_programs(response: str, thinking: bool, reward: float):
+    text = response.format(f"```python\n{SUMS}\n```")
+    verdict = VERIFIERS["code"](text, json.dumps(SUM), thinking=thinking, allow_unsandboxed=True)
+    assert (verdict.reward, verdict.reason) == (reward, "correct" if reward else "no answer")
 
 
 # --- the tests ---
@@ -151,44 +173,6 @@ def test_tests_that_cannot_be_read_are_the_data_s_fault_and_say_why(answer: str,
     assert verdict.reason.startswith("gold does not parse: ")
     with pytest.raises(ValueError, match=re.escape(complaint)):
         read_tests(answer)
-
-
-@pytest.mark.parametrize(
-    ("printed", "expected", "same"),
-    [
-        ("3", "3\n", True),
-        ("  1 2 \n3\n\n", "1 2\n3", True),
-        ("1.0", "1", True),
-        ("1 2.50", "1.0 2.5", True),
-        ("1e3", "1000", True),
-        ("YES", "yes", False),
-        ("1\n2", "1 2", False),
-        ("1\n\n2", "1\n2", False),
-        ("0.3333333", "0.3333334", False),
-        ("50000000000000000", "50000000000000001", False),
-        ("1 x", "1.0 x", False),
-        ("NaN", "1", False),
-        ("sNaN", "1", False),
-        ("1e999999999", "1", False),
-        ("", "0", False),
-        ("", "", True),
-    ],
-)
-def test_output_is_compared_as_live_code_bench_does(printed: str, expected: str, same: bool):
-    assert same_output(printed, expected) is same
-
-
-@examples(50)
-@given(st.lists(st.lists(st.integers(-(10**30), 10**30), min_size=1), min_size=1))
-def test_numbers_are_equal_however_they_are_written_and_never_when_one_is_off(
-    table: list[list[int]],
-):
-    expected = "\n".join(" ".join(map(str, row)) for row in table)
-    written = "\n".join("  ".join(f"{number}.00" for number in row) + " " for row in table)
-    assert same_output(written + "\n\n", expected)
-    table[-1][-1] += 1
-    off = "\n".join(" ".join(map(str, row)) for row in table)
-    assert not same_output(off, expected)
 
 
 # --- verdicts ---
@@ -293,6 +277,44 @@ def test_apps_functions_are_called_with_lists_of_arguments():
     assert reward("class Solution:\n    def add(self, a, b):\n        return a + b", tests) == 1.0
     # The prelude's own operator.add is not what the program defines.
     assert "defines no 'add'" in judged("x = 1", tests).reason
+
+
+@needs_linux
+def test_floats_may_be_off_by_the_tolerance_and_tuples_are_lists_at_any_depth():
+    def tests(expected: str) -> dict[str, Any]:
+        cases = [{"input": "1", "output": expected, "testtype": "functional"}]
+        return {"public_test_cases": cases, "fn_name": "f"}
+
+    for expected, returned in [
+        ("0.3", "0.1 + 0.2"),
+        ("[0.3, [1, 0.3]]", "[0.1 + 0.2, (1, 0.1 + 0.2)]"),
+        ('{"a": 0.3}', "{'a': 0.1 + 0.2}"),
+        ("[[1, 2]]", "[(1, 2)]"),
+        ("[[1, 2]]", "((1, 2),)"),
+    ]:
+        assert reward(f"def f(x):\n    return {returned}", tests(expected)) == 1.0, returned
+    assert reward("def f(x):\n    return 0.1 + 0.2", tests("0.3"), tolerance=0) == 0.0
+    for expected, returned in [
+        ("0.3", "0.301"),
+        ("3", "3.0000001"),
+        ("0.5", "float('nan')"),
+        ("0.5", "'0.5'"),
+        ("[[1, 2]]", "[{1, 2}]"),
+        ("[0.5, 1]", "[0.5]"),
+    ]:
+        assert reward(f"def f(x):\n    return {returned}", tests(expected)) == 0.0, returned
+    # What the data asserts is run as it is.
+    asserts = {"test_list": ["assert f(1) == 0.3"]}
+    assert reward("def f(x):\n    return 0.1 + 0.2", asserts) == 0.0
+
+
+@needs_linux
+def test_printed_floats_may_be_off_by_the_tolerance():
+    tests = {"inputs": [""], "outputs": ["0.333333333333"]}
+    assert reward("print(0.333333)", tests) == 1.0
+    assert reward("print(0.333333)", tests, tolerance=0) == 0.0
+    assert reward("print(0.33333)", tests) == 0.0
+    assert reward("print(0.33333)", tests, tolerance=1e-4) == 1.0
 
 
 @needs_linux

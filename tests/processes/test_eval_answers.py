@@ -71,6 +71,36 @@ def test_what_an_evaluation_kept_can_be_judged_again(tmp_path: Path) -> None:
     ] * 3
 
 
+def test_answers_may_begin_within_thinking(tmp_path: Path) -> None:
+    items = [
+        {"row": 0, "answers": ["4"], "thinking": True},
+        {"row": 1, "response": "5", "thinking": True},
+        {"row": 2, "response": "6", "thinking": False},
+    ]
+    assert [group.thinking for group in read(stored(tmp_path, *items))] == [True, True, False]
+    kept = [
+        Answered(n, r.id, r.problem, r.answer, ("x",), thinking=n == 1) for n, r in enumerate(ROWS)
+    ]
+    write_answers(tmp_path / "kept.parquet", kept, {})
+    assert [group.thinking for group in read(tmp_path / "kept.parquet")] == [False, True, False]
+
+
+def test_a_draft_in_thinking_that_the_prompt_opened_is_no_answer(
+    suite: Path, tmp_path: Path
+) -> None:
+    draft = "so \\boxed{4}, or"
+    items = [
+        {"row": 0, "answers": [draft], "thinking": True},
+        {"row": 1, "answers": [draft.replace("4", "5")]},
+        {"row": 2, "answers": ["</think> \\boxed{6}"], "thinking": True},
+    ]
+    path = stored(tmp_path, *items)
+    result = run("samples=1", "verifier=math", "--answers", str(path), "--suite", str(suite))
+    assert result.exit_code == 0, result.output
+    (saved,) = load(tmp_path / "answers.sums.json")
+    assert saved.reasons == {"correct": 2, "no answer": 1}
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [
@@ -85,6 +115,7 @@ def test_what_an_evaluation_kept_can_be_judged_again(tmp_path: Path) -> None:
         ({"id": "a", "answers": "4"}, "expected answers"),
         ({"id": "a", "answers": [4]}, "expected answers"),
         ({"id": "a", "answers": ["4"], "response": "4"}, "expected answers"),
+        ({"id": "a", "answers": ["4"], "thinking": 1}, "thinking is 1, expected true or false"),
         ({"id": "a", "response": "4", "length": "4"}, "length is '4', expected a number of tokens"),
         (["a", "4"], "expected an object"),
     ],

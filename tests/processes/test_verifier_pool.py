@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,25 @@ def descendants(pid: int) -> set[int]:
 
 
 # --- deadlines and deaths ---
+
+
+def test_a_verifier_is_told_what_it_asks_for():
+    answer = "\\boxed{4"
+    with VerifierPool("exact", {}, workers=1, timeout_s=60) as pool:
+        for facts, reward in [
+            ({}, 1.0),
+            ({"thinking": True}, 0.0),
+            ({"problem": "2+2", "truncated": True}, 1.0),
+        ]:
+            assert pool.submit(f"{answer}}}", "4", **facts).result().reward == reward
+        assert pool.submit("Answer: 4", "4", truncated=True).result().reward == 0.0
+        assert pool.submit(f"x</think>{answer}}}", "4", thinking=True).result().reward == 1.0
+    # One without these keywords is called as it is.
+    with hostile_pool(timeout_s=60) as pool:
+        told = pool.submit("a", "x", problem="p", thinking=True, truncated=True).result()
+        (as_it_is,) = pool.judge(["a"], "x")
+        assert (told.reward, told.parsed, told.reason) == (1.0, "a", "correct")
+        assert replace(told, seconds=as_it_is.seconds) == as_it_is
 
 
 def test_an_answer_past_its_deadline_is_a_timeout_and_the_others_go_on(hostile: VerifierPool):

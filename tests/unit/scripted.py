@@ -1,9 +1,10 @@
 """Engines and a verifier that follow a script, in place of vLLM and of verifier processes."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,13 @@ class Tokenizer:
     """Every prompt is one token."""
 
     chat_template = None
+    added_tokens_decoder: Mapping[int, Any] = MappingProxyType({})
 
     def __call__(self, text: str, add_special_tokens: bool) -> Any:
         return type("Encoding", (), {"input_ids": [1]})
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "?" * len(token_ids)
 
 
 @dataclass

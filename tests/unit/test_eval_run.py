@@ -1,10 +1,11 @@
 """An evaluation from its rows to its files, with answers from a script in place of vLLM."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 from unittest.mock import Mock
 
@@ -39,12 +40,16 @@ class Letters:
     """A tokenizer of characters."""
 
     chat_template = None
+    added_tokens_decoder: Mapping[int, object] = MappingProxyType({})
     input_ids: list[int]
 
     def __call__(self, text: str, add_special_tokens: bool) -> "Letters":
         made = Letters()
         made.input_ids = [ord(letter) for letter in text]
         return made
+
+    def decode(self, token_ids: list[int]) -> str:
+        return "".join(map(chr, token_ids))
 
 
 class Script:
@@ -91,6 +96,7 @@ class Workbench:
     def __init__(self, folder: Path):
         self.folder = folder
         self.judged: list[tuple[str, str]] = []
+        self.facts: list[dict[str, object]] = []
         self.stopped = False
         data = folder / "sums.jsonl"
         data.write_text(
@@ -110,6 +116,7 @@ class Workbench:
 
     def submit(self, text: str, answer: str, **facts: object) -> Future[Verdict]:
         self.judged.append((text, answer))
+        self.facts.append(facts)
         future: Future[Verdict] = Future()
         future.set_result(VERIFIERS["exact"](text, answer, marked="preferred"))
         return future
@@ -169,6 +176,19 @@ def test_every_answer_is_kept_beside_the_result(bench: Workbench, tmp_path: Path
         "timeout_s": 10.0,
         "rules": rules,
     }
+
+
+def test_answers_to_a_prompt_that_opens_the_thinking_are_judged_and_kept_so(
+    bench: Workbench, tmp_path: Path
+) -> None:
+    data = bench.settings["data"]
+    bench.run(Script(first_right), data=data | {"template": "{problem}</think>"})
+    assert [facts["thinking"] for facts in bench.facts] == [False] * 8
+    bench.facts.clear()
+    (result,) = bench.run(Script(first_right), data=data | {"template": "{problem}<think>\n"})
+    assert [facts["thinking"] for facts in bench.facts] == [True] * 8
+    groups, _ = read_answers(tmp_path / result.answers)
+    assert [group.thinking for group in groups] == [True] * 4
 
 
 def test_parts_have_their_own_scores(bench: Workbench) -> None:

@@ -82,6 +82,7 @@ def test_what_is_written_is_read_again(tmp_path_factory, answers, known, judged)
             finish_reasons=("stop", "abort") if known else None,
             verdicts=(Verdict(reward, reason, reason, 0.0), WRONG) if judged else None,
             labels={problem: response},
+            thinking=judged,
         )
         for serial, (problem, response, reward, reason) in enumerate(answers)
     ]
@@ -190,3 +191,12 @@ def test_a_parquet_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
         read_answers(tmp_path / "other.parquet")
     with pytest.raises(ValueError, match="cannot be read"):
         read_answers(tmp_path / "nowhere.parquet")
+
+
+def test_a_file_from_before_thinking_was_written_down_is_read(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    write_answers(tmp_path / "a.parquet", [group(0, thinking=True)], {"sampled": {}})
+    table = pq.read_table(tmp_path / "a.parquet")
+    pq.write_table(table.drop_columns("thinking"), tmp_path / "a.parquet")
+    assert read_answers(tmp_path / "a.parquet") == ([group(0)], {"sampled": {}})

@@ -12,8 +12,10 @@ library.
 import ast
 import builtins
 import collections
+import functools
 import itertools
 import json
+import math
 import numbers
 import operator
 import os
@@ -24,6 +26,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PASSED = 42  # the judge's exit code; leaving early, by whatever way, is another
+# By this name a test calls `same_value(returned, expected)`.
+SAME = "__same_value__"
 
 _FRAME = struct.Struct("<I")
 _LARGEST_FRAME = 32 << 20
@@ -69,13 +73,16 @@ def _function(made: dict[str, Any], name: str) -> Callable[..., Any]:
     raise NameError(f"the program defines no {name!r}")
 
 
-def judge(channel: int, setup: str, test: str, names: tuple[str, ...]) -> None:
+def judge(
+    channel: int, setup: str, test: str, names: tuple[str, ...], tolerance: float = 0.0
+) -> None:
     """Runs the test, in which `names` are functions of the program, and exits with PASSED.
 
     Without names, those that neither the setup nor Python defines are the program's; where there is
     none either, the function that the test calls first: the program may define a `sum`.
     """
-    namespace: dict[str, Any] = {"__name__": "tests"}
+    same = functools.partial(same_value, tolerance=tolerance)
+    namespace: dict[str, Any] = {"__name__": "tests", SAME: same}
     exec(compile(setup, "setup.py", "exec"), namespace)
     for name in names or _names_of_program(test, namespace):
         namespace[name] = _Remote(channel, name)
@@ -93,6 +100,40 @@ def _names_of_program(test: str, namespace: dict[str, Any]) -> list[str]:
     modules = (unknown - set(called)) & sys.stdlib_module_names
     namespace.update({name: __import__(name) for name in modules})
     return sorted(unknown - modules) or called[:1]
+
+
+def same_value(returned: Any, expected: Any, tolerance: float) -> bool:
+    """Equal, or apart by the tolerance where floats are expected. What is expected comes from JSON,
+    which knows no tuples: those that are returned count as lists, at any depth."""
+    if returned == expected:
+        return True
+    if isinstance(expected, list):
+        return (
+            isinstance(returned, list | tuple)
+            and len(returned) == len(expected)
+            and all(map(same_value, returned, expected, itertools.repeat(tolerance)))
+        )
+    if isinstance(expected, dict):
+        return (
+            isinstance(returned, dict)
+            and returned.keys() == expected.keys()
+            and all(same_value(returned[key], expected[key], tolerance) for key in expected)
+        )
+    if type(expected) is not float or type(returned) not in (int, float):
+        return False
+    finite = math.isfinite(expected) and abs(returned) <= sys.float_info.max
+    return finite and is_close(returned, expected, tolerance)
+
+
+def is_close(ours: Any, theirs: Any, tolerance: Any) -> bool:
+    """Whether two numbers differ by at most `tolerance`, or beyond 1000 in proportion to them by a
+    thousandth of it (1e-6: absolute, then 1e-9 relative, as much as sums of doubles lose); by half
+    of `theirs` at most, so that 0 is never 1e-9. Ours is compared and not computed with: it may be
+    nan or have a million digits."""
+    allowed = tolerance * max(1, abs(theirs) / 1000)
+    if theirs:
+        allowed = min(allowed, abs(theirs) / 2)
+    return allowed > 0 and theirs - allowed <= ours <= theirs + allowed
 
 
 class _Remote:
