@@ -21,15 +21,28 @@ FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a chat, as it stands in the source."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One problem with its reference answer; `solution` is worked out, or empty. `extra` is what
-    the source says of it in other columns, those that somebody asked for."""
+    the source says of it in other columns, those that somebody asked for.
+
+    Of a row that is a chat `problem` is the last user message, which is what the verifier is told
+    and what is compared and stored; `earlier` are the turns before it, a system turn first.
+    """
 
     id: str
     problem: str
     answer: str
     solution: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    earlier: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,17 @@
 """What a declaration of prompts (`data/*.yaml`) may say, and the base classes of all sections."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+# Parameters of the tokenizer's apply_chat_template, and what it gives to every template.
+_GIVEN_TO_TEMPLATES = {
+    *("messages", "conversation", "conversations", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length"),
+    *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
+}
 
 
 class Section(BaseModel):
@@ -35,8 +43,9 @@ class Choice(BaseModel):
 class Columns(Section):
     """Where a row keeps its parts: for each the candidates in order of preference.
 
-    A dot reaches into a nested value (`reward_model.ground_truth`); a column that holds a chat
-    (a list of role/content messages) gives the content of its last user message.
+    A dot reaches into a nested value (`reward_model.ground_truth`). The problem may be a chat: a
+    list of role/content messages, also as JSON text, which ends with a message of the user. That
+    one is the problem; those before it are shown to the model as they are (needs chat: true).
     """
 
     problem: list[str] = Field(
@@ -49,6 +58,11 @@ class Columns(Section):
     id: list[str] = Field(
         default=["id", "unique_id", "extra_info.index"],
         description="what names the row in results; without one, its position does",
+    )
+    ignored: list[str] = Field(
+        default=[],
+        description="columns with images, sound or video that no problem needs; a row with "
+        "anything in another such column is a bad row",
     )
 
 
@@ -63,10 +77,10 @@ class Filters(Section):
     bad_rows: Literal["error", "skip"] = Field(
         default="error",
         description="a row that is not a JSON object, has no problem or no column with an answer, "
-        "or whose answer is not text",
+        "whose answer is not text, or that holds what no prompt of text can show",
     )
     empty_answer: Literal["error", "drop"] = Field(
-        default="error", description="a row whose answer is there, but null or empty"
+        default="error", description="a row whose answer is there, but null, NaN or empty"
     )
     language: Literal["any", "latin", "cjk"] = Field(
         default="any", description="keep the problems in one script only"
@@ -82,8 +96,9 @@ class Decontamination(Section):
     """What `grpo data prepare` leaves out because it is in a benchmark. `grpo train` does not
     compare its rows with anything.
 
-    A row is left out if its problem equals one of a benchmark's in lower case without white space
-    and $, or if it shares `ngram` words in a row with one. An n-gram that stands in more than
+    A row is left out if its problem equals one of a benchmark's but for case, white space, full
+    stops and the style of its formulas, if one of fewer than `ngram` words stands in it as whole
+    sentences, or if it shares `ngram` words in a row with one. What stands in more than
     `set_phrase` different problems of the training set is a set phrase ("where m and n are
     relatively prime positive integers ...") and does not count, as in GPT-3 (arXiv 2005.14165,
     appendix C).
@@ -94,6 +109,10 @@ class Decontamination(Section):
         description="suites (.yaml) or files of problems, * and ? allowed; []: nothing",
     )
     exact: bool = Field(default=True, description="leave out problems that are equal")
+    contained: bool = Field(
+        default=True,
+        description="leave out problems in which a short problem of a benchmark stands whole",
+    )
     ngram: int = Field(default=13, ge=0, description="words; 0: off")
     set_phrase: int = Field(default=10, ge=1, description="problems")
 
@@ -142,6 +161,11 @@ class DataConfig(Section):
     chat: bool = Field(
         default=False, description="wrap the message in the tokenizer's chat template"
     )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default={},
+        description="what the chat template is given beside the messages, e.g. "
+        "{enable_thinking: false}; needs chat: true",
+    )
     filters: Filters = Filters()
     decontaminate: Decontamination = Decontamination()
     rows: int | None = Field(default=None, ge=1, description="use the first rows only")
@@ -149,6 +173,20 @@ class DataConfig(Section):
     long_prompts: Literal["error", "skip"] = Field(
         default="error", description="prompts that leave no room for rollout.max_tokens"
     )
+
+    @field_validator("chat_template_kwargs", mode="before")
+    @classmethod
+    def _only_what_a_template_reads(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if ours := sorted(_GIVEN_TO_TEMPLATES & value.keys()):
+            raise ValueError(f"{ours[0]} is what the trainer gives to the template itself")
+        for key, given in value.items():
+            try:
+                json.dumps(given, allow_nan=False)
+            except (TypeError, ValueError):  # YAML reads 2024-07-26 as a date
+                raise ValueError(f"{key} is {given!r}, a date or NaN: put it in quotes") from None
+        return value
 
     @model_validator(mode="after")
     def _one_source(self) -> "DataConfig":
@@ -158,6 +196,8 @@ class DataConfig(Section):
             raise ValueError(f"template {self.template!r} has no {{problem}} in it")
         if self.system is not None and not self.chat:
             raise ValueError("system needs chat: true; without a chat put the text into template")
+        if self.chat_template_kwargs and not self.chat:
+            raise ValueError("chat_template_kwargs needs chat: true; without a chat no template")
         return self
 
     def copy_at(self, path: Path) -> Copy | None:

@@ -21,8 +21,8 @@ Marks = dict[Key, str]
 # A string here names a file to extend; so does an item of a list under "benchmarks".
 _FILE_KEYS = ("data", "suite")
 _FILE_LISTS = ("benchmarks",)
-# Below these the keys belong to vLLM or to a part: a string there names no file.
-_FREE_KEYS = ("engine", "options")
+# Below these the keys belong to vLLM, a part or a chat template: a string there names no file.
+_FREE_KEYS = ("engine", "options", "chat_template_kwargs")
 # Where one of these names another part, the options of the base's part are dropped.
 _CHOICE_KEYS = ("task", "advantage", "aggregate", "surrogate", "correction", "verifier")
 _COMMAND_LINE = "command line"

@@ -1,12 +1,18 @@
-"""Training rows that ask what a benchmark asks: equal problems, and long runs of equal words."""
+"""Training rows that ask what a benchmark asks: equal problems, short ones that stand in a longer
+text, and long runs of equal words."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from grpo.config.data import Decontamination
-from grpo.data.text import ngrams, squeezed
+from grpo.data.text import in_one_style, joined, ngrams, runs, sentences, squeezed, words
 from grpo.types import Row
+
+# Where n-grams are off, problems of fewer words than this are the short ones.
+_SHORT_WORDS = 13
+# Of a short problem's key: "compute1+1" has 10, "factort^2-49" 12.
+_FEWEST_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,14 +22,15 @@ class Overlap:
 
     index: int
     benchmark: str
-    kind: Literal["exact", "ngram"]
+    kind: Literal["exact", "contained", "ngram"]
     shared: str
 
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
-    """At most one overlap per row and benchmark, an exact one before an n-gram's, in the order of
-    the rows; and the shared n-grams that were taken for set phrases."""
+    """At most one overlap per row and benchmark, an exact one before a contained problem and that
+    before an n-gram, in the order of the rows; and the shared n-grams and short problems that were
+    taken for set phrases."""
 
     overlaps: list[Overlap]
     set_phrases: list[str]
@@ -43,53 +50,89 @@ def compare(
 ) -> Contamination:
     """`benchmarks` maps names to problems; `advance` is called once a row. `set_phrases` are
     those known from before rows were left out, which may have made them rare."""
-    equal = _by_key(benchmarks) if config.exact else {}
-    grams = _by_gram(benchmarks, config.ngram) if config.ngram else {}
-    hits, spread = _hits(rows, grams, config.ngram, advance)
-    common = set(set_phrases) | {g for g, who in spread.items() if len(who) > config.set_phrase}
+    index = _Index(benchmarks, config)
+    hits: dict[str, _Hits] = {}  # of each problem
+    spread: dict[str, set[str]] = {}  # phrase -> the squeezed problems that have it
+    for row in rows:
+        advance()
+        if row.problem not in hits:
+            found = hits[row.problem] = index.hits(row.problem)
+            for phrase in (*found.contained, *found.grams):
+                # Copies of one problem do not make a set phrase.
+                spread.setdefault(phrase, set()).add(squeezed(row.problem))
+    common = set(set_phrases) | {p for p, who in spread.items() if len(who) > config.set_phrase}
     overlaps: list[Overlap] = []
-    for index, row in enumerate(rows):
-        of_row = {
-            name: Overlap(index, name, "exact", shared)
-            for name, shared in equal.get(squeezed(row.problem), {}).items()
-        }
-        for gram in hits.get(row.problem, ()):
-            if gram not in common:
-                for name in grams[gram]:
-                    of_row.setdefault(name, Overlap(index, name, "ngram", gram))
+    for number, row in enumerate(rows):
+        of_row: dict[str, Overlap] = {}
+        for kind, name, shared in index.overlaps(hits[row.problem], common):
+            of_row.setdefault(name, Overlap(number, name, kind, shared))
         overlaps += of_row.values()
     return Contamination(overlaps, sorted(common))
 
 
-def _by_key(benchmarks: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
-    """squeezed problem -> names of the benchmarks that have it -> the problem as it is there."""
-    equal: dict[str, dict[str, str]] = {}
-    for name, problems in benchmarks.items():
-        for problem in problems:
-            equal.setdefault(squeezed(problem), {}).setdefault(name, problem)
-    return equal
+@dataclass(frozen=True, slots=True)
+class _Hits:
+    """One problem's key, and the short problems (by their keys) and n-grams of the benchmarks that
+    stand in it, in the order of its text."""
+
+    whole: str
+    contained: list[str]
+    grams: list[str]
 
 
-def _by_gram(benchmarks: Mapping[str, Sequence[str]], n: int) -> dict[str, list[str]]:
-    grams: dict[str, list[str]] = {}
-    for name, problems in benchmarks.items():
-        for gram in {gram for problem in problems for gram in ngrams(problem, n)}:
-            grams.setdefault(gram, []).append(name)
-    return grams
+class _Index:
+    """The benchmarks' problems by what they are found by."""
 
+    def __init__(self, benchmarks: Mapping[str, Sequence[str]], config: Decontamination):
+        self._config = config
+        # key -> names of the benchmarks that have it -> the problem as it is there
+        self._equal: dict[str, dict[str, str]] = {}
+        self._short: dict[str, dict[str, str]] = {}
+        self._grams: dict[str, dict[str, str]] = {}
+        self._longest_short = 0
+        for name, problems in benchmarks.items():
+            for problem in problems:
+                self._add(name, problem)
 
-def _hits(
-    rows: Sequence[Row], grams: Mapping[str, object], n: int, advance: Callable[[], None]
-) -> tuple[dict[str, list[str]], dict[str, set[str]]]:
-    """The benchmarks' n-grams in each problem, in the order of its text; and for each n-gram the
-    squeezed problems that have it: copies of one problem do not make a set phrase."""
-    hits: dict[str, list[str]] = {}
-    spread: dict[str, set[str]] = {}
-    for row in rows:
-        advance()
-        if grams and row.problem not in hits:
-            shared = [gram for gram in dict.fromkeys(ngrams(row.problem, n)) if gram in grams]
-            hits[row.problem] = shared
-            for gram in shared:
-                spread.setdefault(gram, set()).add(squeezed(row.problem))
-    return hits, spread
+    def _add(self, name: str, problem: str) -> None:
+        key = joined(sentences(problem))
+        if self._config.exact:
+            self._equal.setdefault(key, {}).setdefault(name, problem)
+        if self._config.contained and self._is_short(key, problem):
+            self._short.setdefault(key, {}).setdefault(name, problem)
+            self._longest_short = max(self._longest_short, len(key))
+        for gram in self._ngrams(problem):
+            self._grams.setdefault(gram, {}).setdefault(name, gram)
+
+    def _is_short(self, key: str, problem: str) -> bool:
+        """Whether n-grams may not find it, and it says enough, a number too, to be told from
+        others."""
+        few = len(words(in_one_style(problem))) < (self._config.ngram or _SHORT_WORDS)
+        return few and len(key) >= _FEWEST_CHARACTERS and any(map(str.isdigit, key))
+
+    def _ngrams(self, problem: str) -> Iterator[str]:
+        return ngrams(problem, self._config.ngram) if self._config.ngram else iter(())
+
+    def hits(self, problem: str) -> _Hits:
+        keys = sentences(problem)
+        grams = dict.fromkeys(self._ngrams(problem)) if self._grams else ()
+        return _Hits(
+            joined(keys),
+            [key for key in dict.fromkeys(runs(keys, self._longest_short)) if key in self._short],
+            [gram for gram in grams if gram in self._grams],
+        )
+
+    def overlaps(
+        self, hits: _Hits, set_phrases: Collection[str]
+    ) -> Iterator[tuple[Literal["exact", "contained", "ngram"], str, str]]:
+        """(kind, benchmark, what is shared), the surest first."""
+        for name, shared in self._equal.get(hits.whole, {}).items():
+            yield "exact", name, shared
+        for key in hits.contained:
+            if key not in set_phrases:
+                for name, shared in self._short[key].items():
+                    yield "contained", name, shared
+        for gram in hits.grams:
+            if gram not in set_phrases:
+                for name in self._grams[gram]:
+                    yield "ngram", name, gram

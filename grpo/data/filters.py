@@ -33,8 +33,9 @@ class Sieve:
     def __init__(self, filters: Filters, counts: Counts):
         self._filters = filters
         self._counts = counts
-        self._rows: set[tuple[str, str]] = set()
-        self._answers: dict[str, str] = {}  # of the first row with this squeezed problem
+        self._rows: set[tuple[object, ...]] = set()
+        # Of the first row with this squeezed problem behind the same turns.
+        self._answers: dict[tuple[object, ...], str] = {}
 
     def keeps(self, row: Row) -> bool:
         if self._filters.language != "any" and has_cjk(row.problem) != (
@@ -50,12 +51,13 @@ class Sieve:
 
     def _repeats(self, row: Row) -> bool:
         """Whether the declared kind of duplicates counts it as one."""
-        if (row.problem, row.answer) in self._rows:
+        whole = (row.earlier, row.problem, row.answer)
+        if whole in self._rows:
             self._counts.exact += 1
             self._counts.normalized += 1
             return self._filters.duplicates != "keep"
-        self._rows.add((row.problem, row.answer))
-        key = squeezed(row.problem)
+        self._rows.add(whole)
+        key = (*((turn.role, squeezed(turn.text)) for turn in row.earlier), squeezed(row.problem))
         if key not in self._answers:
             self._answers[key] = row.answer
             return False

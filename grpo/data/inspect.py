@@ -18,10 +18,15 @@ from grpo.data.prepare import (
 )
 from grpo.data.stream import render
 from grpo.errors import UserError
-from grpo.types import Row
+from grpo.types import Row, Turn
 
 _LISTED = 10
 _SHARED_CHARACTERS = 80
+_HOW = {
+    "exact": "equals a problem of",
+    "contained": "holds a problem of",
+    "ngram": "shares words with",
+}
 
 
 def show(config: DataConfig, count: int, tokenizer: Any, screen: Screen) -> None:
@@ -46,8 +51,9 @@ def _message(row: Row, config: DataConfig) -> str:
     message = config.template.replace("{problem}", row.problem)
     if not config.chat:
         return message
-    system = f"[system] {config.system}\n" if config.system else ""
-    return f"{system}[user] {message}"
+    declared = (Turn("system", config.system),) if config.system else ()
+    turns = (*declared, *row.earlier, Turn("user", message))
+    return "\n".join(f"[{turn.role}] {turn.text}" for turn in turns)
 
 
 def _show_lengths(rows: Sequence[Row], config: DataConfig, tokenizer: Any, screen: Screen) -> None:
@@ -74,6 +80,7 @@ def check(config: DataConfig, screen: Screen, *, strict: bool = False) -> None:
     benchmarks = find_benchmarks(config.decontaminate.against)
     loaded = read(config, screen, tolerant=True)
     show_counts(loaded.counts, config, screen)
+    _show_chats(loaded.rows, screen)
     faults = [fault for fault in loaded.faults if not stops(fault, config)]
     if faults:
         screen.note(f"left out, {len(faults):,} in all:")
@@ -88,6 +95,18 @@ def check(config: DataConfig, screen: Screen, *, strict: bool = False) -> None:
         number = "1 error" if len(errors) == 1 else f"{len(errors):,} errors"
         raise UserError("\n  ".join([f"data {config.name!r} has {number}:", *_first(errors)]))
     screen.note(f"{config.name} is fine: {len(loaded.rows[: config.rows]):,} rows to train on")
+
+
+def _show_chats(rows: Sequence[Row], screen: Screen) -> None:
+    """How many rows show the model more than their problem in the template."""
+    chats = [{turn.role for turn in row.earlier} for row in rows if row.earlier]
+    if chats:
+        system = sum("system" in roles for roles in chats)
+        earlier = sum(not roles.isdisjoint(("user", "assistant")) for roles in chats)
+        screen.note(
+            f"of {len(rows):,} rows {system:,} have a system turn and {earlier:,} earlier turns of "
+            "the user or the assistant, which the model is shown as they are"
+        )
 
 
 def _compare(
@@ -117,7 +136,7 @@ def _compare(
 
 
 def _told(overlap: Overlap, loaded: Loaded) -> str:
-    how = "equals a problem of" if overlap.kind == "exact" else "shares words with"
+    how = _HOW[overlap.kind]
     shared = " ".join(overlap.shared.split())[:_SHARED_CHARACTERS]
     return f"row {loaded.rows[overlap.index].id} {how} {overlap.benchmark}: {shared}"
 

@@ -22,11 +22,11 @@ from grpo.data.read import open_source
 from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
 from grpo.errors import UserError
 from grpo.store.files import replacing
-from grpo.types import Row
+from grpo.types import Row, Turn
 
 FOLDER = Path("prepared")
 # What the work is named by; a change of the rules below makes old files stale.
-_RULES = 1
+_RULES = 2
 _DECIDING = ("task", "hub", "revision", "hub_subset", "hub_split", "columns")
 _DECIDING += ("strip_prefix", "strip_suffix", "answer_after", "filters", "decontaminate", "rows")
 
@@ -90,7 +90,7 @@ def compare_with(
     problems: Mapping[str, Sequence[str]], rows: Sequence[Row], config: DataConfig, screen: Screen
 ) -> tuple[Contamination, list[dict[str, Any]]]:
     """Which rows benchmarks ask, and one record per benchmark: its name, problems, rows that equal
-    one of them, rows that share only an n-gram."""
+    one of them, rows that hold a short one, rows that share only an n-gram."""
     with screen.progress("comparing with benchmarks", len(rows)) as bar:
         found = compare(
             rows,
@@ -105,6 +105,7 @@ def compare_with(
             "name": name,
             "problems": len(asked),
             "exact": kinds[name, "exact"],
+            "contained": kinds[name, "contained"],
             "ngram": kinds[name, "ngram"],
         }
         for name, asked in problems.items()
@@ -142,10 +143,11 @@ def show_comparison(facts: Sequence[dict[str, Any]], config: DataConfig, screen:
         screen.note("compared with no benchmark")
         return
     gram = f"{config.decontaminate.ngram}-gram"
+    counted = ("problems", "exact", "contained", "ngram")
     screen.table(
-        f"rows that a benchmark asks too: its very problem, or else a {gram} of it",
-        ("benchmark", "problems", "equal", gram),
-        [(f["name"], f"{f['problems']:,}", f"{f['exact']:,}", f"{f['ngram']:,}") for f in facts],
+        f"rows that a benchmark asks too: its very problem, a short one whole, or a {gram} of it",
+        ("benchmark", "problems", "equal", "contained", gram),
+        [(f["name"], *(f"{f[key]:,}" for key in counted)) for f in facts],
     )
 
 
@@ -189,21 +191,33 @@ def _write(out: Path, rows: Sequence[Row], sealed: Callable[[str], Seal]) -> Sea
 
 def _write_lines(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", encoding="utf-8") as lines:
-        for value in map(_plain, rows):
-            lines.write(json.dumps(value, ensure_ascii=False) + "\n")
+        for value in _values(rows):
+            # A solution only where there is one, as in generated rows.
+            said = {key: part for key, part in value.items() if part or key != "solution"}
+            lines.write(json.dumps(said, ensure_ascii=False) + "\n")
 
 
 def _write_parquet(rows: Sequence[Row], path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([_columns(row) for row in rows]), path)
+    pq.write_table(pa.Table.from_pylist(_values(rows)), path)
 
 
-def _plain(row: Row) -> dict[str, str]:
-    """A solution only where there is one, as in generated rows."""
-    return {key: value for key, value in _columns(row).items() if value or key != "solution"}
+def _values(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What a file says of each row. Where one is a chat all are: a column has one type."""
+    chats = any(row.earlier for row in rows)
+    return [
+        {
+            "id": row.id,
+            "problem": _messages(row) if chats else row.problem,
+            "answer": row.answer,
+            "solution": row.solution,
+        }
+        for row in rows
+    ]
 
 
-def _columns(row: Row) -> dict[str, str]:
-    return {key: value for key, value in asdict(row).items() if key != "extra"}
+def _messages(row: Row) -> list[dict[str, str]]:
+    turns = (*row.earlier, Turn("user", row.problem))
+    return [{"role": turn.role, "content": turn.text} for turn in turns]
 
 
 _WRITERS: dict[str, Callable[[Sequence[Row], Path], None]] = {

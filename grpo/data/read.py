@@ -167,5 +167,9 @@ def _open_hub(config: DataConfig) -> Source:
             f"({type(error).__name__}: {error}): check name and network, or read a local copy "
             "with data.path=FILE"
         ) from error
+    for name, feature in values.features.items():
+        if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+            # Opening one takes a library for each, and nobody looks at it.
+            values = values.cast_column(name, type(feature)(decode=False))
     hub = config.hub
     return Source(hub, len(values), config.hub_rows, lambda: _numbered(hub, iter(values)))

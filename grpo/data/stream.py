@@ -9,9 +9,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from grpo.config.data import DataConfig
+from grpo.data.templates import begun, chat_text
 from grpo.data.thinking import opens_thinking
 from grpo.errors import UserError
-from grpo.types import Prompt, Row
+from grpo.types import Prompt, Row, Turn
 
 log = logging.getLogger(__name__)
 
@@ -20,17 +21,12 @@ def render(row: Row, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """The prompt's token ids: the row in the declaration's template, as a chat if it says so."""
     message = config.template.replace("{problem}", row.problem)
     if not config.chat:
-        return tuple(tokenizer(message, add_special_tokens=False).input_ids)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"data {config.name!r} says chat: true, but the model's tokenizer has no chat "
-            "template: set data.chat=false, or use a chat model"
-        )
-    chat = [{"role": "user", "content": message}]
+        return begun(message, tokenizer)
+    turns = (*row.earlier, Turn("user", message))
     if config.system:
-        chat.insert(0, {"role": "system", "content": config.system})
-    ids: Any = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-    return tuple(ids)
+        turns = (Turn("system", config.system), *turns)
+    text = chat_text(turns, config, tokenizer, row.id)
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def eval_prompts(
@@ -176,4 +172,6 @@ def _fingerprint(rows: Sequence[Row]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         digest.update(f"{row.id}\0{row.problem}\0{row.answer}\0".encode())
+        for turn in row.earlier:
+            digest.update(f"\1{turn.role}\0{turn.text}\0".encode())
     return digest.hexdigest()

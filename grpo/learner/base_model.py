@@ -131,11 +131,17 @@ def _examples(data: DataConfig, tokenizer: PreTrainedTokenizerFast) -> list[Exam
             f"model.build.warm_start.data {data.name!r} has no worked solutions: use a generated "
             "task, or start from a trained model with model.path"
         )
-    end = [tokenizer.eos_token_id]
+    end: Any = [tokenizer.eos_token_id]
     return [
-        (list(render(row, data, tokenizer)), tokenizer(row.solution).input_ids + end)
+        (list(render(row, data, tokenizer)), _bare(row.solution, tokenizer) + end)
         for row in random.Random(0).sample(rows, len(rows))
     ]
+
+
+def _bare(text: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Without a begin token: what goes on in the middle of a sequence."""
+    ids: Any = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
 def _held_out(data: DataConfig, rows: int) -> DataConfig:

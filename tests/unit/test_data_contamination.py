@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from grpo.config.data import Decontamination
 from grpo.data.contamination import Overlap, compare
-from grpo.data.text import ngrams, squeezed, words
+from grpo.data.text import joined, ngrams, runs, sentences, squeezed, words
 from grpo.types import Row
 from tests.examples import examples
 
@@ -29,14 +29,34 @@ def found(problems: list[str], asked: list[str], **settings: object) -> list[tup
         ("What is $X$?", "what is x?", True),
         ("What\n is  X ?", "what is x?", True),
         ("What is x?", "What is y?", False),
-        ("What is x? ", "What is x", False),
+        ("What is x? ", "What is x", True),
+        ("Find $-x$.", "Find $x$.", False),
+        (r"Evaluate \(\dbinom{7}{3}\)", r"Evaluate $\binom{7}{3}.$", True),
+        (r"Evaluate $\binom73$", r"Evaluate $\tbinom{7}3$", True),
+        (r"Evaluate $\binom{7}{3}$", r"Evaluate $\binom{7}{2}$", False),
+        (r"Evaluate $\binom{12}{3}$", r"Evaluate $\binom{1}{23}$", False),
+        (
+            r"Find $\left\lfloor\dfrac 12\right\rfloor$",
+            r"Find $\lfloor \frac{1}{2} \rfloor.$",
+            True,
+        ),
+        (r"\[\left(\frac{1}{2}, 3\right)\]", r"$\displaystyle (\tfrac12,\,3)$", True),
+        (r"Find $1.5+2$.", r"Find $15+2$.", False),
+        (r"Find $1, 2$.", r"Find $12$.", False),
+        (r"Find $1{,}000+10,000$.", "Find 1000 + 10000", True),
+        (r"$x\leq 3$, $y\neq 2$", r"$x \le 3$, $y \ne 2$", True),
+        (r"$x\left.y\right|$ is", r"$x y|$ is", True),
+        (r"$\sin 30^{\circ}$", "sin 30°", True),
+        ("$5!$", "$5$", False),
+        (r"1, 2, \ldots, 9", r"$1,2,\dots,9$", True),
+        (r"$\leftarrow$ is", r"$\rightarrow$ is", False),
     ],
 )
-def test_equal_problems_differ_at_most_in_case_white_space_and_dollars(
+def test_equal_problems_differ_at_most_in_case_stops_spaces_and_the_style_of_formulas(
     problem: str, asked: str, equal: bool
 ):
     assert found([problem], [asked]) == [(0, "exact")] * equal
-    assert found([problem], [asked], exact=False) == []
+    assert found([problem], [asked], exact=False, contained=False) == []
 
 
 @pytest.mark.parametrize(
@@ -102,6 +122,68 @@ def test_words_are_letters_and_digits_and_a_character_where_there_are_no_spaces(
     assert words("求x的值") == ["求", "x", "的", "值"]
     assert list(ngrams("a b c", 2)) == ["a b", "b c"]
     assert list(ngrams("a b c", 4)) == []
+
+
+SHORT = r"Compute $\dbinom{8}{4}$."
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        r"Compute \(\binom{8}{4}\). Put your answer within \boxed{}.",
+        r"Compute $\binom{8}{4}$ Let's think step by step.",
+        "Solve the following problem: compute $\\binom84$\nPut your answer in a box.",
+        r"Please reason step by step. Compute $\binom{8}{4}$.The answer is of the form m+n.",
+        "**Problem 3.** Compute $\\binom{8}{4}$.\n\nReason.",
+    ],
+)
+def test_a_short_problem_with_an_instruction_before_or_after_it_is_found(problem: str):
+    assert found([problem], [SHORT]) == [(0, "contained")]
+    assert found([problem], [SHORT], contained=False) == []
+    assert found([problem], [SHORT], ngram=0, exact=False) == [(0, "contained")]
+
+
+@pytest.mark.parametrize(
+    ("problem", "asked"),
+    [
+        (r"Compute $\binom{8}{4}+1$.", SHORT),
+        (r"Compute $\binom{8}{4}$ and halve it.", SHORT),
+        (r"Do not compute $\binom{8}{4}$.", SHORT),
+        (r"Compute $\binom{8}{5}$. Put your answer within \boxed{4}.", SHORT),
+        (r"Compute $\binom{8}{4}2$.", SHORT),
+        ("Let $x=7$. Compute $1+1$. Then add $x$.", "Compute $1+1$."),  # too short to mean it
+        ("Let $f$ be a line. Find the slope of it. Then halve it.", "Find the slope of it."),
+        ("", SHORT),
+        ("Say 3. Reason.", "..."),
+    ],
+)
+def test_a_short_problem_within_a_sentence_or_with_too_little_to_tell_is_none(
+    problem: str, asked: str
+):
+    assert found([problem], [asked]) == []
+
+
+def test_a_short_problem_that_stands_in_many_is_a_set_phrase():
+    asked = ["Round to 10 decimal places."]
+    ten = [f"What is the root of {number}? {asked[0]}" for number in range(10)]
+    assert found(ten, asked) == [(i, "contained") for i in range(10)]
+    config = Decontamination()
+    compared = compare(rows_of(*ten, f"What is pi? {asked[0]}"), {"bench": asked}, config)
+    assert (compared.rows, compared.set_phrases) == (set(), ["roundto10decimalplaces"])
+    few = compare(rows_of(ten[0]), {"bench": asked}, config, set_phrases=compared.set_phrases)
+    assert few.rows == set()
+
+
+@given(
+    st.lists(st.sampled_from(["Find ", "x", "12", "3", ".", ". ", ".5", ",", "\n", "$", "\\frac"]))
+)
+@examples(100)
+def test_the_sentences_of_a_text_make_up_its_key(parts: list[str]):
+    text = "".join(parts)
+    assert joined(sentences(text)) == joined(sentences(text.replace("$", r"\(")))
+    assert list(runs(sentences(text), 0)) == []
+    whole = joined(sentences(text))
+    assert not whole or whole in runs(sentences(text), len(whole))
 
 
 TEXTS = st.lists(st.sampled_from("abcA$"), max_size=7).map(" ".join)

@@ -54,7 +54,9 @@ def test_rows_that_a_benchmark_asks_are_left_out_and_the_seal_counts_them():
     seal = read_seal(out)
     assert seal is not None
     assert seal.sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert seal.benchmarks == [{"name": "bench", "problems": 2, "exact": 1, "ngram": 1}]
+    assert seal.benchmarks == [
+        {"name": "bench", "problems": 2, "exact": 1, "contained": 0, "ngram": 1}
+    ]
     assert seal.counts == {
         "read": 5,
         "unreadable": 0,

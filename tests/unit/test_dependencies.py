@@ -15,6 +15,7 @@ FOR_OTHERS = {"accelerate", "safetensors"}
 # Imported, and installed by the library that it belongs to.
 COME_ALONG = {
     "numpy": "torch",
+    "jinja2": "torch",
     "triton": "torch",
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
