@@ -88,14 +88,14 @@ class Screen:
             response = group.group.responses[index]
             head = (
                 f"--- step {step}, prompt {group.group.prompt.serial}, answer {index}: "
-                f"reward {verdict.reward:g}, parsed {_shorten(verdict.parsed, 80)!r} "
-                f"(wanted {_shorten(group.group.prompt.row.answer, 80)!r}), "
-                f"{_shorten(verdict.reason, 200)}, {len(response.token_ids)} tokens"
+                f"reward {verdict.reward:g}, parsed {shorten(verdict.parsed, 80)!r} "
+                f"(wanted {shorten(group.group.prompt.row.answer, 80)!r}), "
+                f"{shorten(verdict.reason, 200)}, {len(response.token_ids)} tokens"
             )
             self._print(self._out, Text(head, "bold"))
-            problem = _shorten(group.group.prompt.row.problem, PROMPT_CHARACTERS)
+            problem = shorten(group.group.prompt.row.problem, PROMPT_CHARACTERS)
             self._print(self._out, Text.assemble(("prompt: ", "dim"), problem))
-            answer = _shorten(response.text, ANSWER_CHARACTERS)
+            answer = shorten(response.text, ANSWER_CHARACTERS)
             self._print(self._out, Text.assemble(("answer: ", "dim"), answer))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -221,7 +221,7 @@ def printable(text: str) -> str:
     )
 
 
-def _shorten(text: str, limit: int) -> str:
+def shorten(text: str, limit: int) -> str:
     """Cut in the middle: the question starts a prompt, the result ends an answer."""
     text = text.strip()
     if len(text) <= limit:

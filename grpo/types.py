@@ -107,6 +107,7 @@ class ScoredGroup:
 
     penalties: what shaping took from the verdicts' rewards (0 or below); () where it did not run
     masked: which responses take part in the group's statistics but teach nothing; () for none
+    shadows: what shadow verifiers say of each response, by their names; () where there are none
     """
 
     group: Group
@@ -114,6 +115,7 @@ class ScoredGroup:
     advantages: tuple[float, ...] = ()
     penalties: tuple[float, ...] = ()
     masked: tuple[bool, ...] = ()
+    shadows: tuple[Mapping[str, Verdict], ...] = ()
 
     @property
     def accuracies(self) -> list[float]:

@@ -97,6 +97,10 @@ def settings(
         known = [f"verifier.{name}" for name in VerifierConfig.model_fields]
         hint = nearest(key, known) if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{key}: {first['msg']}, got {first['input']!r}{hint}") from None
+    if checked.shadows:
+        raise UserError(
+            "verifier.shadows: an audit judges by one verifier; give each its own --verifier"
+        )
     config = load_data(dataset, of_data)
     if path is not None:
         config = config.model_copy(update={"path": str(path)})

@@ -202,7 +202,7 @@ def _merged_choice(old: Any, new: Any) -> Any:
         return new
     if "name" in new and new["name"] != old.get("name"):
         # A recipe's verifier also has its pool's settings, which are not the part's options.
-        kept = {k: v for k, v in old.items() if k in ("workers", "timeout_s")}
+        kept = {k: v for k, v in old.items() if k in ("workers", "timeout_s", "shadows")}
         return kept | new
     return _merge(old, new)
 

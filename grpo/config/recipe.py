@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from grpo.config.data import Choice, DataConfig, Section
 from grpo.config.engine import refused
 from grpo.config.suite import SuiteConfig
+from grpo.config.verifier import VerifierConfig
 
 
 class WarmStart(Section):
@@ -103,22 +104,6 @@ class RolloutConfig(Section):
         if why := refused(self.engine):
             raise ValueError(f"engine sets {why}")
         return self
-
-
-class VerifierConfig(Section):
-    """Who judges, and in how many processes. A bare name such as `math` is accepted too."""
-
-    name: str = Field(default="math", description="a registered verifier")
-    options: dict[str, Any] = Field(default={}, description="those that the verifier has")
-    workers: int = Field(default=2, ge=1, description="processes")
-    timeout_s: float = Field(
-        default=10.0, gt=0, description="a worker past it is killed and replaced"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_bare_name_has_no_options(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
 
 class FlatGroups(Section):

@@ -44,6 +44,8 @@ def check_recipe(recipe: Recipe) -> Checked:
         CORRECTIONS.bind(correction, recipe.correction.options)
     verifier = recipe.verifier
     check_verifier(verifier.name, verifier.options, verifier.timeout_s, "verifier.timeout_s")
+    for shadow in verifier.shadows:
+        check_verifier(shadow.name, shadow.options, verifier.timeout_s, "verifier.timeout_s")
     _check_placement(recipe)
     rows = local_rows(recipe.data)
     facts = [
@@ -57,6 +59,8 @@ def check_recipe(recipe: Recipe) -> Checked:
         ("estimator", _estimator(recipe)),
         ("weights travel by", transport_of(recipe)),
     ]
+    if verifier.shadows:
+        facts.append(("shadow verifiers", ", ".join(one.shown_as for one in verifier.shadows)))
     for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
         facts.append((f"benchmark {benchmark.name}", check_benchmark(benchmark)))
     return Checked(facts, rows)

@@ -42,6 +42,7 @@ HARMLESS_KEYS = (
     "rollout.timeout_s",
     "schedule.steps",
     "sync",
+    "verifier.shadows",
     "verifier.timeout_s",
     "verifier.workers",
 )

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from grpo.store.files import read_json_lines, replacing
 from grpo.types import ScoredGroup
 
+_SHADOW = pa.struct([("name", pa.string()), ("reward", pa.float64()), ("reason", pa.string())])
 _ROLLOUT_SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -32,6 +33,7 @@ _ROLLOUT_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("policy_version_min", pa.int64()),
         ("policy_version_max", pa.int64()),
+        ("shadows", pa.list_(_SHADOW)),
     ]
 )
 
@@ -74,7 +76,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def write_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> Path:
-    """Every response of a step, one row each, as step_000042.parquet; lengths in tokens."""
+    """Every response of a step, one row each, as step_000042.parquet; lengths in tokens.
+    `shadows`: one entry for each shadow verifier that judged the response in time."""
     rows: list[dict[str, Any]] = []
     for scored in groups:
         prompt = scored.group.prompt
@@ -99,6 +102,10 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> Pa
                     "finish_reason": response.finish_reason,
                     "policy_version_min": min(versions, default=None),
                     "policy_version_max": max(versions, default=None),
+                    "shadows": [
+                        {"name": name, "reward": said.reward, "reason": _utf8(said.reason)}
+                        for name, said in (scored.shadows[index] if scored.shadows else {}).items()
+                    ],
                 }
             )
     folder.mkdir(parents=True, exist_ok=True)

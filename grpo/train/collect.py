@@ -30,6 +30,7 @@ from grpo.train.groups import (
     num_tokens,
     select_groups,
 )
+from grpo.train.shadows import ShadowVerifiers
 from grpo.types import Group, Prompt, ScoredGroup
 from grpo.verify.pool import VerifierPool
 
@@ -59,7 +60,12 @@ class Collector:
     """
 
     def __init__(
-        self, recipe: Recipe, stream: PromptStream, rollouts: RolloutPool, verifier: VerifierPool
+        self,
+        recipe: Recipe,
+        stream: PromptStream,
+        rollouts: RolloutPool,
+        verifier: VerifierPool,
+        shadows: ShadowVerifiers | None = None,
     ):
         self._recipe = recipe
         self._k = recipe.schedule.max_staleness
@@ -68,6 +74,7 @@ class Collector:
             recipe.rollout.group_size, sampling_of(recipe), self._seed_of
         )
         self._verdicts = PendingVerdicts(recipe, verifier)
+        self._shadows = shadows or ShadowVerifiers({}, 0.0)
         # Shared.
         self._changed = threading.Condition()
         self._stream = stream
@@ -187,6 +194,7 @@ class Collector:
             if self._throw_away(group):
                 again.append(group.prompt)
             else:
+                self._shadows.ask(group)
                 self._verdicts.add(group)
         scored = self._verdicts.finished(0 if self._rollouts.running else VERDICT_POLL_S)
         with self._changed:

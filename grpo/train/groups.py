@@ -51,18 +51,7 @@ class PendingVerdicts:
         return len(self._pending)
 
     def add(self, group: Group) -> None:
-        row = group.prompt.row
-        verdicts = [
-            self._verifier.submit(
-                response.text,
-                row.answer,
-                problem=row.problem,
-                truncated=response.finish_reason == "length",
-                thinking=group.prompt.thinking,
-            )
-            for response in group.responses
-        ]
-        self._pending.append((group, verdicts))
+        self._pending.append((group, submit(group, self._verifier)))
 
     def finished(self, wait_s: float) -> list[ScoredGroup]:
         """Groups whose verdicts are all in; waits up to `wait_s` for the one that came first."""
@@ -85,6 +74,21 @@ class PendingVerdicts:
             groups.append(scored)
         self._pending = waiting
         return groups
+
+
+def submit(group: Group, verifier: VerifierPool) -> list[Future[Verdict]]:
+    """One verdict to come for each response. Waits where the pool has no room."""
+    row = group.prompt.row
+    return [
+        verifier.submit(
+            response.text,
+            row.answer,
+            problem=row.problem,
+            truncated=response.finish_reason == "length",
+            thinking=group.prompt.thinking,
+        )
+        for response in group.responses
+    ]
 
 
 def num_tokens(group: Group) -> int:

@@ -20,6 +20,7 @@ from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
 from grpo.train.collect import Collector
+from grpo.train.shadows import ShadowVerifiers, open_shadows
 from grpo.train.update import PolicyUpdate
 from grpo.types import Row
 from grpo.verify.pool import VerifierPool
@@ -35,6 +36,7 @@ class Opened:
     max_model_len: int
     stream: PromptStream
     verifier: VerifierPool
+    shadows: ShadowVerifiers
     rollouts: RolloutPool
     learner: Learner
     sync: WeightSync
@@ -73,12 +75,13 @@ def open_run(
                 plugins=tuple(recipe.plugin_names()),
             )
         )
+        shadows = stack.enter_context(open_shadows(recipe))
         rollouts, learner = start_workers(cluster, recipe, model, placement)
         sync = WeightSync(
             learner, rollouts, recipe.sync, placement.transport, canary, placement.colocated
         )
         sync.open(cluster, recipe.rollout.tensor_parallel)
-        collector = Collector(recipe, stream, rollouts, verifier)
+        collector = Collector(recipe, stream, rollouts, verifier, shadows)
         stack.callback(collector.close)
         log = MetricsLog(folder.metrics)
         board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path)
@@ -88,6 +91,7 @@ def open_run(
             max_model_len=placement.max_model_len,
             stream=stream,
             verifier=verifier,
+            shadows=shadows,
             rollouts=rollouts,
             learner=learner,
             sync=sync,

@@ -1,7 +1,7 @@
 """`grpo train`: the loop of one run, from a recipe to a finished folder."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from grpo.config.recipe import Recipe
@@ -17,7 +17,9 @@ from grpo.train.goodput import throughput_metrics
 from grpo.train.groups import Collected
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
 from grpo.train.opened import Opened, open_run
+from grpo.train.paid import PaidFor
 from grpo.train.resume import eval_path, starting_point
+from grpo.train.shadows import agreement
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ class Trainer:
         self.cursor = parts.collector.cursor()
         self.checkpoint_s = 0.0  # of one that was written since the last step
         self.warned_of_drift = False
+        self.paid_for = PaidFor(recipe.verifier)
 
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint: learner, data, estimator, and the engines' weights."""
@@ -100,6 +103,8 @@ class Trainer:
         if parts.sync.canary_due():
             metrics["sync/canary_max_abs"] = parts.sync.check_canary(self.recipe.model.dtype)
         parts.collector.finish(step)
+        judged_at = time.monotonic()
+        shadowed = parts.shadows.judge(learned.collected.sampled)
         ended = time.monotonic()
         self.progress = Progress(
             step,
@@ -107,7 +112,8 @@ class Trainer:
             self.progress.tokens_seen + collected.num_tokens,
         )
         self.cursor = parts.collector.cursor()
-        collected, learn_s = learned.collected, learned_at - sampled_at
+        collected = replace(learned.collected, sampled=shadowed)
+        learn_s = learned_at - sampled_at
         metrics |= {
             "groups/sampled": float(len(collected.sampled)),
             "groups/used": float(len(collected.used)),
@@ -121,12 +127,16 @@ class Trainer:
         metrics |= group_metrics(collected.sampled)
         metrics |= staleness_metrics(collected.used, step - 1)
         metrics |= throughput_metrics(collected, learn_s, self.recipe.verifier.workers)
+        if names := [shadow.shown_as for shadow in self.recipe.verifier.shadows]:
+            metrics |= agreement(shadowed, names) | {"time/shadow_s": ended - judged_at}
         if self.checkpoint_s:
             metrics["time/checkpoint_s"], self.checkpoint_s = self.checkpoint_s, 0.0
         return metrics, collected
 
     def report(self, step: int, metrics: dict[str, float], groups: Collected) -> None:
         recipe = self.recipe
+        paid = self.paid_for.look_at(groups.sampled)
+        metrics |= paid.shares()
         if recipe.logging.rollouts:
             write_rollouts(self.folder.rollouts, step, groups.sampled)
         self.parts.log.log(step, metrics)
@@ -136,6 +146,8 @@ class Trainer:
         if not self.warned_of_drift and (warning := drift_warning(step, metrics)):
             self.screen.warn(warning)
             self.warned_of_drift = True
+        for warning in self.paid_for.warnings(step, paid):
+            self.screen.warn(warning)
         every = recipe.logging.samples_every
         if every and step % every == 0:
             self.screen.samples(step, groups.sampled, recipe.logging.samples)

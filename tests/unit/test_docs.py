@@ -44,6 +44,8 @@ TOP_KEYS = (*REGISTRIES, "difficulty", "flat_groups", "overlong", "regularizatio
 MODULES = (
     "train/metrics.py",
     "train/goodput.py",
+    "train/paid.py",
+    "train/shadows.py",
     "train/run.py",
     "train/update.py",
     "fleet/learner.py",

@@ -434,6 +434,7 @@ def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
         max_model_len=32,
         stream=unused,
         verifier=verifier,
+        shadows=unused,
         rollouts=stand_in,
         learner=unused,
         sync=unused,

@@ -151,6 +151,7 @@ def test_rollouts_hold_one_row_for_each_response(tmp_path: Path) -> None:
         "finish_reason": "stop",
         "policy_version_min": 2,
         "policy_version_max": 3,
+        "shadows": [],
     }
     assert (second["index"], second["finish_reason"], second["advantage"]) == (1, "length", -0.7)
 
