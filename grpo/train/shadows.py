@@ -104,10 +104,10 @@ def agreement(groups: Sequence[ScoredGroup], names: Sequence[str]) -> dict[str, 
         more = sum(shadow and not paid for paid, shadow in pairs)
         less = sum(paid and not shadow for paid, shadow in pairs)
         metrics |= {
-            f"verdict/{name}/agreement": 1 - (more + less) / count if count else math.nan,
+            f"verdict/{name}/agreement": (count - more - less) / count if count else math.nan,
             f"verdict/{name}/accepts_more": more / count if count else math.nan,
             f"verdict/{name}/accepts_less": less / count if count else math.nan,
-            f"verdict/{name}/missing": 1 - count / total if total else math.nan,
+            f"verdict/{name}/missing": (total - count) / total if total else math.nan,
         }
     return metrics
 

@@ -23,11 +23,12 @@ def answer(
     reference: str = "",
     reward: float = 1.0,
     finish: FinishReason = "stop",
+    serial: int = 0,
 ) -> ScoredGroup:
     """A group of one response."""
     ids = np.zeros(3, np.int32)
     response = Response(ids, ids.astype(np.float32), finish, (), text)
-    prompt = Prompt(0, Row("", problem, reference), (1,))
+    prompt = Prompt(serial, Row("", problem, reference), (1,))
     return ScoredGroup(Group(prompt, (response,)), (Verdict(reward, parsed, ""),))
 
 

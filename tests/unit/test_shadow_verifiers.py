@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,13 +19,18 @@ from grpo.config.verifier import VerifierConfig
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import RunError, UserError
+from grpo.fleet.weights import UpdateStats
 from grpo.preflight.check import check_recipe
+from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
-from grpo.store.log import write_rollouts
+from grpo.store.log import MetricsLog, read_metrics, write_rollouts
 from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.train.metrics import group_metrics
+from grpo.train.opened import Opened
+from grpo.train.run import Trainer
 from grpo.train.shadows import ShadowVerifiers, agreement
+from grpo.train.update import Learned
 from grpo.types import Group, Prompt, Row, ScoredGroup, Verdict
 from tests.examples import examples
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
@@ -273,3 +279,77 @@ def test_the_pool_of_nothing_starts_no_thread():
     shadows.close()
     assert threading.active_count() == before
     assert VerifierConfig().shadows == []
+
+
+# --- a step of a run ---
+
+
+def step_of(tmp_path: Path, *shadows: str) -> tuple[dict[str, Any], str, list[dict[str, Any]]]:
+    """(its line in metrics.jsonl, what was warned of, its rollouts), all of it echoes."""
+    groups = [
+        answer(
+            rf"So \boxed{{{n} + 11}}",
+            f"{n} + 11",
+            f"What is {n} + 11?",
+            str(n + 11),
+            reward=float(n % 3 > 0),
+            serial=n,
+        )
+        for n in range(20, 44)  # a third of them not rewarded
+    ]
+    learned = Learned(Collected(groups, groups), 1, {"learn/loss": 0.0})
+    part = Mock()
+    part.collect.return_value = learned.collected
+    part.learn.return_value = learned
+    part.update.return_value = UpdateStats(1.0, 8)
+    part.canary_due.return_value = False
+    pools: Any = {name: Says(float(name == "gullible")) for name in shadows}
+    beside = ShadowVerifiers(pools, 60.0)
+    config = {
+        "name": "run",
+        "output": str(tmp_path),
+        "model": {"path": "org/model"},
+        "data": {"name": "sums", "task": {"name": "arithmetic", "rows": 8}},
+        "verifier": {"name": "math", "shadows": list(shadows)},
+        "logging": {"samples_every": 0},
+    }
+    folder, err = RunFolder(tmp_path), StringIO()
+    parts = Opened(
+        tokenizer=part,
+        max_model_len=32,
+        stream=part,
+        verifier=part,
+        shadows=beside,
+        rollouts=part,
+        learner=part,
+        sync=part,
+        collector=part,
+        policy_update=part,
+        log=MetricsLog(folder.metrics),
+        board=NullBoard(),
+    )
+    run = Trainer(Recipe.model_validate(config), folder, Screen(StringIO(), err), part, parts)
+    for step in (1, 2):
+        for group in groups:
+            beside.ask(group.group)
+        run.report(step, *run.train_step(step))
+    beside.close()
+    path = folder.rollouts / "step_000002.parquet"
+    return read_metrics(folder.metrics)[1], err.getvalue(), pq.read_table(path).to_pylist()
+
+
+def test_a_step_logs_signs_and_agreement_and_is_else_the_step_without_shadows(tmp_path: Path):
+    line, warned, rollouts = step_of(tmp_path / "with", "gullible", "strict")
+    assert line["reward/echo_share"] == 1.0 and line["reward/truncated_share"] == 0.0
+    assert warned.count("16 of 16 rewarded answers (reward/echo_share 1.00)") == 1, "over two steps"
+    assert line["verdict/gullible/agreement"] == 16 / 24 == line["verdict/strict/accepts_less"]
+    assert [entry["name"] for entry in rollouts[0]["shadows"]] == ["gullible", "strict"]
+    plain, same, without = step_of(tmp_path / "without")
+    assert same == warned
+    ours = ("verdict/gullible/", "verdict/strict/", "time/shadow_s")
+    clocks = ("time", "throughput/", "sync/bytes")
+    assert {key for key in line if key.startswith(ours)} == line.keys() - plain.keys()
+    assert {key: line[key] for key in plain if not key.startswith(clocks)} == {
+        key: plain[key] for key in plain if not key.startswith(clocks)
+    }
+    assert [row | {"shadows": []} for row in rollouts] == without
