@@ -2,6 +2,7 @@ r"""Every rule with what it accepts and what it must not: (reference, answer).""
 
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from grpo.verify.equivalence import RULES, Options, judge
 from tests.examples import examples
+from tests.unit import equivalence_forms
 
 Pairs = list[tuple[str, str]]
 
@@ -387,18 +389,25 @@ def rows_of(table: dict[str, Pairs]) -> list[tuple[str, str, str]]:
     return [(rule, gold, answer) for rule, pairs in table.items() for gold, answer in pairs]
 
 
+TABLES = [(ACCEPTED, equivalence_forms.ACCEPTED), (REFUSED, equivalence_forms.REFUSED)]
+ALL_ACCEPTED, ALL_REFUSED = (
+    [row for table in tables for row in rows_of(table)] for tables in TABLES
+)
+
+
 def test_every_rule_has_examples_on_both_sides():
-    for table in (ACCEPTED, REFUSED):
-        assert set(table) == ALL
-        assert min(len(pairs) for pairs in table.values()) >= 3
+    for rows in (ALL_ACCEPTED, ALL_REFUSED):
+        counts = Counter(rule for rule, _, _ in rows)
+        assert set(counts) == ALL
+        assert min(counts.values()) >= 3
 
 
-@pytest.mark.parametrize(("rule", "gold", "answer"), rows_of(ACCEPTED))
+@pytest.mark.parametrize(("rule", "gold", "answer"), ALL_ACCEPTED)
 def test_a_rule_accepts_what_it_is_for(rule: str, gold: str, answer: str):
     assert judge(gold, answer, Options()) == f"correct: {rule}"
 
 
-@pytest.mark.parametrize(("rule", "gold", "answer"), rows_of(REFUSED))
+@pytest.mark.parametrize(("rule", "gold", "answer"), ALL_REFUSED)
 def test_no_rule_turns_a_wrong_answer_right(rule: str, gold: str, answer: str):
     assert judge(gold, answer, Options()) is None
 
@@ -427,6 +436,20 @@ def test_no_rule_turns_a_wrong_answer_right(rule: str, gold: str, answer: str):
         (r"\tfrac{3}{7}", "$3/7$"),
         (r"2x - 4y = 6", "x - 2y - 3 = 0"),
         ("|x - 2025|", "|2025 - x|"),
+        # complex numbers
+        (r"2e^{i\pi/3}", r"1 + i\sqrt3"),
+        (r"e^{i\pi/4}", r"\frac{\sqrt2}{2} + \frac{\sqrt2}{2}i"),
+        (r"2e^{i\pi/3}", r"2(\cos\frac{\pi}{3} + i\sin\frac{\pi}{3})"),
+        (r"2e^{i\pi/3}", r"2\operatorname{cis}60^\circ"),
+        (r"2\text{cis}(\pi/3)", r"2e^{i\pi/3}"),
+        ("3 - 4i", "-i(4 + 3i)"),
+        (r"\frac{1 + 2i}{5}", r"\frac{1}{1 - 2i}"),
+        ("2i", r"\sqrt{-4}"),
+        # emphasis, a sign in front, separators
+        ("42", "**42**"),
+        ("42", "= 42"),
+        (r"\frac{1}{2{,}024}", r"\frac{1}{2\,024}"),
+        ("x^{2}", "x^2"),
         ("1011_2", r"1011_{\text{two}}"),
         ("1011_{(2)}", "1011_2"),
         ("1011_2", "1011"),
@@ -500,6 +523,14 @@ def test_another_spelling_is_plainly_correct(gold: str, answer: str):
         ("1011_2", r"1011_{\text{three}}"),
         ("12", "12_{13}"),
         ("5", "101_2"),
+        # complex numbers
+        (r"2e^{i\pi/3}", r"1 - i\sqrt3"),
+        (r"2e^{i\pi/3}", r"2\operatorname{cis}30^\circ"),
+        ("3 - 4i", "-i(4 - 3i)"),
+        ("2i", r"\sqrt{-9}"),
+        ("2i", "-2i"),
+        ("i^2 + 1", "0"),
+        ("ai + b", "a + bi"),
         # degrees are not radians
         (r"\cos^2 10^\circ", r"\cos^2 10"),
         (r"2\cos 40^\circ", r"2\cos 40"),

@@ -24,8 +24,9 @@ from sympy.functions.elementary.trigonometric import (
 )
 
 from grpo.verify.equivalence.numbers import close, read_number
+from grpo.verify.equivalence.spoken import spelled_number
 from grpo.verify.equivalence.text import FUNCTION, FUNCTION_OF
-from grpo.verify.equivalence.words import plain, spelled_number
+from grpo.verify.equivalence.words import plain
 
 # sympy imports these when it first subtracts, simplifies or compares sets, 0.2 s in all. Imported
 # here, they are there before the pool forks and cost no worker's first answers anything.
@@ -51,6 +52,7 @@ _WORD = re.compile(
 )
 _TEXT = re.compile(r"(?<!_)(?<!_\{)\\text\{")
 _BASE = re.compile(r"(?<=\d)\s*_\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\w)")
+_POWER_OF_I = re.compile(r"(?<![\\A-Za-z])i\s*\^")
 _EQUATION = re.compile(r"(?<![<>!:])=")
 
 _DIGITS = 30
@@ -76,6 +78,7 @@ _SAMPLED = (
     sympy.Pow,
     sympy.Number,
     sympy.NumberSymbol,
+    sympy.core.numbers.ImaginaryUnit,
     sympy.Symbol,
     sympy.exp,
     sympy.log,
@@ -157,6 +160,7 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
     decimal = _same_decimal(gold, answer, options)
     if decimal is not None:
         return decimal
+    left, right = _with_imaginary_unit(left, right, gold + answer)
     if options.strict:
         sampled = agree(left, right)
         if sampled is not None:
@@ -168,6 +172,17 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
         strict=options.strict,
         timeout_seconds=None,
     )
+
+
+def _with_imaginary_unit(left: Any, right: Any, texts: str) -> tuple[Any, Any]:
+    """Of two constants; a letter `i` that is raised to a power may be a variable."""
+    if _POWER_OF_I.search(texts) or not all(isinstance(side, sympy.Expr) for side in (left, right)):
+        return left, right
+    symbols = left.free_symbols | right.free_symbols
+    if {symbol.name for symbol in symbols} != {"i"}:
+        return left, right
+    unit = dict.fromkeys(symbols, sympy.I)
+    return left.subs(unit), right.subs(unit)
 
 
 def same_bases(gold: str, answer: str) -> bool:
@@ -271,15 +286,23 @@ def _agree_constants(left: Any, right: Any) -> bool | None:
     if left.has(sympy.Float) or right.has(sympy.Float):
         return None
     values = _at(left, {}), _at(right, {})
-    real = all(number is not None and number.is_real for number in values)
-    if real and abs(values[0] - values[1]) > _DIFFER * max(map(abs, values)):
+    known = all(value is not None for value in values)
+    if known and abs(values[0] - values[1]) > _DIFFER * max(map(abs, values)):
         return False
     difference = (left - right).doit()
     if difference.is_Rational:
         return bool(difference == 0)
     number = _at(difference, {})
-    if number is None or not number.is_real:
+    if number is None:
         return None
+    parts = [_vanishes(part) for part in number.as_real_imag()]
+    if False in parts:
+        return False
+    return None if None in parts else True
+
+
+def _vanishes(number: Any) -> bool | None:
+    """None where that is not certain."""
     if number == 0 or number._prec <= 2:  # no digit of it is certain
         return True if abs(number) < _NOTHING else None
     return False if abs(number) > _NOTHING else None
@@ -301,4 +324,5 @@ def _at(expression: Any, point: dict[Any, Any]) -> Any:
         number = expression.evalf(_DIGITS, subs=point) if point else expression.evalf(_DIGITS)
     except (ArithmeticError, ValueError, TypeError, AttributeError, NotImplementedError):
         return None
-    return number if number.is_number and number.is_finite and number.is_Atom else None
+    real = number.is_Atom or all(part.is_Atom for part in number.as_real_imag())
+    return number if number.is_number and number.is_finite and real else None

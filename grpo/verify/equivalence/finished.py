@@ -201,7 +201,7 @@ def copied(gold: str, answer: str, problem: str) -> bool:
     of their terms; a value with its unit counts wherever it stands; an integer never.
     """
     given = squeeze(answer)
-    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(given):
+    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(squeeze(split_name(answer)[1])):
         return False
     formulas = _formulas(problem)
     if given in formulas:

@@ -4,10 +4,23 @@ from collections.abc import Callable
 from functools import partial
 
 from grpo.verify.answers import fold
-from grpo.verify.equivalence import functions, intervals, lists, parameters, rules, words
+from grpo.verify.equivalence import (
+    forms,
+    functions,
+    intervals,
+    letters,
+    lists,
+    moduli,
+    parameters,
+    rules,
+    spoken,
+    vectors,
+    words,
+)
 from grpo.verify.equivalence.expressions import Options, same_expression
 from grpo.verify.equivalence.finished import copied, unfinished
 from grpo.verify.equivalence.guards import too_complex, too_large
+from grpo.verify.equivalence.operations import left_to_do
 from grpo.verify.equivalence.text import Same, mend, squeeze, tidy
 from grpo.verify.equivalence.units import nouns_of
 
@@ -24,15 +37,23 @@ RULES: dict[str, Rule] = {
     "words": words.same_words,
     "yes or no": words.yes_or_no,
     "no solution": words.no_solution,
-    "spelled number": words.spelled_number,
-    "choice": words.choice,
+    "spelled number": spoken.spelled_number,
+    "ratio": spoken.ratio,
+    "choices": letters.choices,
+    "choice": letters.choice,
+    "circled": letters.circled,
+    "residue": moduli.residue,
+    "forms": forms.forms,
+    "thousands": forms.thousands,
     "parameter": parameters.parameter,
     "interval": intervals.interval,
     "function": functions.definition,
     "plus-minus": lists.plus_minus,
     "name": lists.name,
-    "vector": lists.vector,
+    "vector": vectors.vector,
     "ordering": lists.ordering,
+    "extremes": lists.extremes,
+    "numbered": lists.numbered,
     "lead-in": words.lead_in,
     "qualifier": words.qualifier,
     "sentence": words.sentence,
@@ -54,7 +75,7 @@ def judge(gold: str, answer: str, options: Options, problem: str = "") -> str | 
     complex_ = too_complex(answer, gold)
     if complex_ is not None:
         return f"wrong: {complex_}"
-    gold, answer = tidy(mend(gold)), tidy(answer)
+    gold, answer = tidy(mend(gold)), tidy(mend(answer))
     if not squeeze(gold) or not squeeze(answer):
         return None
     if squeeze(gold) == squeeze(answer):
@@ -70,7 +91,9 @@ def judge(gold: str, answer: str, options: Options, problem: str = "") -> str | 
 
 def refusal(gold: str, answer: str, options: Options, problem: str) -> str | None:
     """Why an answer of the right value is not paid, None where it is; both texts are tidy."""
-    if options.evaluated and unfinished(answer) and not unfinished(gold):
+    number = forms.joined(answer, gold)
+    unworked = unfinished(number) and not unfinished(gold)
+    if options.evaluated and (unworked or left_to_do(gold, number, problem)):
         return "wrong: not evaluated"
     if options.original and copied(gold, answer, problem):
         return "wrong: copied from the problem"

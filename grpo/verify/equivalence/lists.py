@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
+from grpo.verify.equivalence.numbers import read_number
 from grpo.verify.equivalence.text import Same, cut, items, outside, squeeze, trim, unwrap
+from grpo.verify.equivalence.words import plain
 
 _LONGEST_LIST = 60
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
@@ -19,8 +21,18 @@ _NAME = re.compile(
 _TUPLE = re.compile(rf"\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)")
 _IN = re.compile(r"\\(?:in|approx)(?![A-Za-z])")
 _ALPHABETS = ("abcdefgh", "kmn", "pqr", "uvw", "xyz")
+_EXTREMES = (
+    frozenset(("min", "minimum", "smallest", "least", "minimal")),
+    frozenset(("max", "maximum", "largest", "greatest", "maximal")),
+)
+_EXTREME = re.compile(
+    r"(?:the\s+)?([a-z]+)(?:\s+(?:value|number)(?:\s+of\s+[a-z])?)?\s*(?:=|:|is)\s*(.+)", re.I
+)
+_NUMBERED = re.compile(
+    r"(?:(?<=^)|(?<=,)|(?<=;))\s*(?:sequence|case|solution|root|pair|set|part)\s*\d\s*:\s*", re.I
+)
+_AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
 _SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z])")
-_COLUMN = re.compile(r"\\begin\{([pb]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -167,7 +179,8 @@ def plus_minus(gold: str, answer: str, same: Same) -> bool | None:
 def _both_signs(text: str) -> str:
     if _SIGN.search(text) is None:
         return text
-    bracket, inside = unwrap(text)
+    head, rest = split_name(text)
+    bracket, inside = unwrap(rest if unwrap(rest)[0] else text)
     if bracket in ("(", "["):
         return text
     parts = []
@@ -181,22 +194,8 @@ def _both_signs(text: str) -> str:
             signs = {"pm": upper, "mp": other}
             signed = _SIGN.sub(lambda match, signs=signs: signs[match[1]], value).lstrip("+ ")
             parts.append(f"{label} = {signed}" if label else signed)
-    return ", ".join(parts)
-
-
-def vector(gold: str, answer: str, same: Same) -> bool | None:
-    """A column of a matrix and a tuple: `(1, 2)` for a vector."""
-    texts = [_as_tuple(text) for text in (gold, answer)]
-    if (texts[0] == gold) == (texts[1] == answer):
-        return None
-    return same(texts[0], texts[1])
-
-
-def _as_tuple(text: str) -> str:
-    match = _COLUMN.fullmatch(text)
-    if match is None or "&" in match[2]:
-        return text
-    return f"({', '.join(part.strip() for part in match[2].split(chr(92) * 2) if part.strip())})"
+    listed = ", ".join(parts)
+    return f"{head} = {listed}" if bracket and head else listed
 
 
 def ordering(gold: str, answer: str, same: Same) -> bool | None:
@@ -208,3 +207,35 @@ def ordering(gold: str, answer: str, same: Same) -> bool | None:
             if len(listed) == len(parts) and all(re.fullmatch(r"\\?[A-Za-z]\w*", p) for p in parts):
                 return listed == parts
     return None
+
+
+def extremes(gold: str, answer: str, same: Same) -> bool | None:
+    """`Maximum: 3, Minimum: 1` for the numbers `1, 3`, in whichever order these are."""
+    for labelled, bare in ((gold, answer), (answer, gold)):
+        named = [_EXTREME.fullmatch(part) for part in items(plain(labelled))[0]]
+        numbers = [read_number(part) for part in items(unwrap(bare)[1])[0]]
+        if len(named) != 2 or len(numbers) != 2:
+            continue
+        found = {
+            at: match[2]
+            for match in named
+            for at, words in enumerate(_EXTREMES)
+            if match is not None and match[1].lower() in words
+        }
+        values = sorted(number.worth for number in numbers if number is not None)
+        if len(found) == len(values) == 2:
+            said = [read_number(found[at]) for at in (0, 1)]
+            return [number.worth for number in said if number is not None] == values
+    return None
+
+
+def numbered(gold: str, answer: str, same: Same) -> bool | None:
+    """`Case 1: x = 2, Case 2: x = 5`: what only counts the items is left out."""
+    texts = [_without_numbers(text) for text in (gold, answer)]
+    return same(texts[0], texts[1]) if texts != [gold, answer] else None
+
+
+def _without_numbers(text: str) -> str:
+    listed = _AND.sub(",", plain(text))
+    bare = _NUMBERED.sub(" ", listed)
+    return trim(bare) if bare != listed else text

@@ -101,6 +101,8 @@ _STYLED = re.compile(
     r"|\\(?:underline|boldsymbol|pmb|bm|hbox|bf|rm|it|tt|sf|large|Large|LARGE|huge|Huge|normalsize"
     r"|small|mathtt|mathcal|framebox)(?![A-Za-z])"
 )
+_THIN = re.compile(r"(?<![\d.])\d{1,3}(?:\\,\d{3})+(?!\d)")
+_BOLD = re.compile(r"^\s*\*\*([^*].*)\*\*\s*$", re.DOTALL)
 # As programs write it.
 _CODE = {"sqrt": r"\sqrt", "pi": r"\pi ", "infinity": r"\infty ", "inf": r"\infty "}
 _CODED = re.compile(r"(?<![\\A-Za-z])(sqrt(?=\s*\()|pi(?![A-Za-z])|infinity|inf(?![A-Za-z]))")
@@ -118,6 +120,11 @@ _DAMAGED = re.compile(r"\\?([\x07\x08\x0b\x0c])(?=[A-Za-z])")
 _TAB = re.compile(r"\t(?=ext\{[A-Za-z ]|imes|heta|riangle)")
 _ONE_LETTER = re.compile(r"\\text\s*\{\s*([A-Za-z0-9]?)\s*\}")
 _UNIT_LETTERS = frozenset("AFJKLNTVWghlms")
+_POWER_OF_TEN = re.compile(r"10\s*\^\s*\{?-?\d+\}?$")
+_CIS = re.compile(
+    r"\\?(?:(?:text|operatorname)\s*\{\s*)?(?<![A-Za-z])cis(?![A-Za-z])(?:\s*\})?\s*"
+    r"(\([^()]*\)|\d+(?:\.\d+)?\s*\^\s*\{?\\circ\s*\}?|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\[a-z]+)"
+)
 _RAISED_TAG = re.compile(r"<(sup|sub)>([^<>]{1,60})</\1>")
 _ORDINAL = re.compile(
     r"(?<=\d)(?:\s*\^\s*)?(?:\{\s*)?(?:\\text\{\s*)?(?:st|nd|rd|th)\b(?:\s*\})?(?:\s*\})?"
@@ -132,7 +139,7 @@ _THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?!\d)")
 
 
 def mend(text: str) -> str:
-    """A reference whose backslashes were eaten (form feed + "rac") or doubled on the way."""
+    """A text whose backslashes were eaten (form feed + "rac") or doubled on the way."""
     text = _TAB.sub(r"\\t", _DAMAGED.sub(lambda match: _ESCAPES[match[1]], text))
     if r"\begin" not in text:
         text = re.sub(r"\\\\(?=[A-Za-z])", r"\\", text)
@@ -142,8 +149,9 @@ def mend(text: str) -> str:
 @lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
     """One spelling; the value does not change. Math delimiters go, words outside of them stay."""
+    text = _THIN.sub(lambda match: match[0].replace("\\,", ""), text)
     text = _DOLLARS.sub(r"\1\\text{ dollars}", text).replace("\\$", "").replace("$", " ")
-    text = _CURRENCY.sub(_currency, _STYLED.sub(" ", text)).replace("**", "^")
+    text = _BOLD.sub(r"\1", _CURRENCY.sub(_currency, _STYLED.sub(" ", text))).replace("**", "^")
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
     text = _CODED.sub(lambda match: _CODE[match[1]], text)
     text = _ROOT.sub(r"\\sqrt{\1}", _SIGN.sub(lambda match: _SIGNS[match[0]], text))
@@ -151,10 +159,12 @@ def tidy(text: str) -> str:
     text = re.sub(r"[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_LOWERED)}}}", text)
     text = re.sub(r"[£€¥₹]|,(?=\\!)", lambda m: "{,}" if m[0] == "," else "", text)
     text = re.sub(r"\{,\}\\!\s*", "{,}", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "", text)
     text = _RAISED_TAG.sub(lambda m: f"{'^' if m[1] == 'sup' else '_'}{{{m[2]}}}", text)
     text = _ROUND_ROOT.sub(r"\\sqrt{\1}", _SPACING.sub(_space, text))
     text = _COMMAND.sub(lambda m: _COMMANDS.get(m[1], m[0]), text)
     text = re.sub(rf"\\text\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 ", text)
+    text = _CIS.sub(r"(\\cos \1 + i\\sin \1)", text)
     text = _ONE_LETTER.sub(_one_letter, text)
     text = _ORDINAL.sub("", re.sub(r"\\text\s+\{", r"\\text{", text))
     text = re.sub(r"\^\s*\{\s*\\circ\s*\}|\{\}\s*\^\s*\\circ", r"^\\circ ", text)
@@ -164,13 +174,14 @@ def tidy(text: str) -> str:
     text = re.sub(r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}", text)
     text = re.sub(r"(?<![\w})\]])\+\s*\\infty", r"\\infty", text)
     text = re.sub(r"\.\s*(?=[)\]}])(?<=\}\.)", "", text)
-    return trim(re.sub(r"^\s*\\(?:approx|sim)(?![A-Za-z])", "", " ".join(text.split())))
+    return trim(re.sub(r"^\s*(?:=(?!=)|\\(?:approx|sim)(?![A-Za-z]))", "", " ".join(text.split())))
 
 
 def _one_letter(match: re.Match[str]) -> str:
     """Without its text command; but behind a digit it may be a unit."""
-    behind = match.string[: match.start()].rstrip()[-1:]
-    return match[0] if match[1] in _UNIT_LETTERS and behind.isdigit() else f" {match[1]} "
+    before = match.string[: match.start()].rstrip()
+    is_number = before[-1:].isdigit() or _POWER_OF_TEN.search(before) is not None
+    return match[0] if match[1] in _UNIT_LETTERS and is_number else f" {match[1]} "
 
 
 def _currency(match: re.Match[str]) -> str:
@@ -195,8 +206,10 @@ def trim(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """For comparing texts: no text commands, and a space only where it parts two words."""
+    """For comparing texts: no text commands, no braces around one character, and a space only
+    where it parts two words."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+    text = re.sub(r"([_^])\{(\w)\}(?!\w)", r"\1\2", text)
     return re.sub(r"\s+(?!\w)|(?<!\w)\s+", "", text).strip().rstrip(".")
 
 

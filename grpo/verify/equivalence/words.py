@@ -25,25 +25,11 @@ _OVER = re.compile(r"\bleft(?: over)?\.?$")
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|without|except|unless|if|or|lose[sr]?)\b|n't", re.I
 )
-_CHOICE = re.compile(r"\(?([A-H])\)?(?:[.:)]\s*|(?<=\))\s*)(?=\S)(.+)", re.DOTALL)
-_LETTER = re.compile(r"\(?([A-H])\)?")
 _YES = re.compile(r"(yes|no|true|false)(?=[,.;:]|$)")
 _NOTHING = re.compile(
     r"\\emptyset|\\\{\\\}|none|(?:thereareno|thereisno|no)(?:real)?solutions?(?:exists?)?"
     r"|(?:therearenosuch|nosuch)(?:number|integer|function|pair|triple|value)s?(?:exists?)?"
 )
-_SPELLED = {
-    word: str(number)
-    for number, word in enumerate(
-        re.findall(
-            r"\w+",
-            """
-            zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-            fifteen sixteen seventeen eighteen nineteen twenty
-            """,
-        )
-    )
-}
 _SET = "integer|number|real|rational|natural|complex|value"
 _EVERY = rf"(?:positive|non-?negative|real|natural|rational|complex|integer|{_SET}|such|possible)s?"
 _QUALIFIER = re.compile(
@@ -51,6 +37,23 @@ _QUALIFIER = re.compile(
     rf"(?:for\s+(?:all|any|every|each)|for|where|with)\s+(?:{_EVERY}\s+)*"
     rf"\$?[A-Za-z]?\s*(?:is|are)?\s*(?:an?|any)?\s*(?:arbitrary)?\s*(?:{_EVERY}\s*)*"
     r"(?:[A-Za-z]?\s*\\in\s*\\mathbb\s*\{?[NZQRC]\}?(?:_\{?[>+0\s]*\}?|\^\{?[+*]\}?)?)?\s*\)?$"
+)
+
+# Of a letter that counts, from one of its first values on: what the formula is about.
+_FROM = re.compile(
+    r"\s*[,(]?\s*(?:\b(?:for|where|with|when|if)\b)?\s*(?:\b(?:all|every|any|each)\b)?\s*"
+    r"(?:\b(?:(?:positive|natural)\s+)?(?:integers?|numbers?)\b)?\s*"
+    r"(?<![\w\\^_+*/=-])([kmnN])\s*(?:\\ge\s*[0-3]|>\s*[0-2])\s*\)?$"
+)
+# What an adjective may be of, without saying more.
+_BEARERS = "function|number|integer|triangle|quadrilateral|polygon|sequence|series|graph|curve"
+_BEARER = re.compile(
+    rf"(?:an?\s+|any\s+|the\s+|all\s+)?([a-z]{{3,20}})\s+(?:{_BEARERS})s?(?:\s+of\s+[a-z]+)?",
+    re.IGNORECASE,
+)
+_WINNER = re.compile(
+    r"([A-Z][a-z]{2,20})\s+(?:(?:always|will|can always|can)\s+)?wins?(?:\s+the game)?"
+    r"|([A-Z][a-z]{2,20})\s+(?:has|have)\s+(?:a|the)\s+winning\s+strategy"
 )
 
 
@@ -85,13 +88,6 @@ def no_solution(gold: str, answer: str, same: Same) -> bool | None:
     """The empty set, said in words: `\\emptyset` and `no solutions`."""
     said = [re.sub(r"[\s.]", "", plain(text).lower()) for text in (gold, answer)]
     return True if all(_NOTHING.fullmatch(text) for text in said) else None
-
-
-def spelled_number(gold: str, answer: str, same: Same) -> bool | None:
-    """`three` for 3, up to twenty."""
-    texts = [plain(text).lower() for text in (gold, answer)]
-    digits = [_SPELLED.get(text, text) for text in texts]
-    return same(digits[0], digits[1]) if digits != texts else None
 
 
 def lead_in(gold: str, answer: str, same: Same) -> bool | None:
@@ -138,19 +134,14 @@ def qualifier(gold: str, answer: str, same: Same) -> bool | None:
 
 
 def _without_qualifier(text: str) -> str:
-    match = _QUALIFIER.search(plain(text))
-    return trim(plain(text)[: match.start()]) if match is not None else text
-
-
-def choice(gold: str, answer: str, same: Same) -> bool | None:
-    """A letter of multiple choice with or without parentheses, or with what it stands for:
-    `(E)`, `E` and `(E) 5` for E; `(E) 5` for 5."""
-    match = _CHOICE.fullmatch(plain(answer))
-    letter = _LETTER.fullmatch(plain(gold))
-    if letter is not None:
-        other = match[1] if match is not None else plain(answer).strip("()")
-        return letter[1] == other
-    return same(gold, match[2]) if match is not None else None
+    opened = plain(text)
+    match = _QUALIFIER.search(opened)
+    if match is None:
+        match = _FROM.search(opened)
+        letter = rf"(?<![A-Za-z]){match[1]}(?![A-Za-z])" if match is not None else ""
+        if match is None or re.search(letter, opened[: match.start()]) is None:
+            return text
+    return trim(opened[: match.start()])
 
 
 def sentence(gold: str, answer: str, same: Same) -> bool | None:
@@ -160,6 +151,12 @@ def sentence(gold: str, answer: str, same: Same) -> bool | None:
     for long, short in (texts, texts[::-1]):
         if not re.fullmatch(r"[A-Za-z]{2,20}", short) or _NEGATION.search(long):
             continue
+        winner = _WINNER.fullmatch(long)
+        if winner is not None and short in winner.groups():
+            return True
+        borne = _BEARER.fullmatch(long)
+        if borne is not None and borne[1].lower() == short.lower():
+            return True
         subject = _SUBJECT.fullmatch(long)
         if long is texts[0] and subject is not None:
             others = re.findall(r"[A-Z][a-z]{2,}", long[subject.end(1) :])
