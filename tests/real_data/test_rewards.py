@@ -49,18 +49,20 @@ def verdicts(pool: VerifierPool, items: list[tuple[str, str, str]]) -> list[Verd
     return list(pool.stream(items))
 
 
-def test_no_wrong_case_is_paid_and_four_in_five_of_the_right_ones_are(pool: VerifierPool):
+def test_no_wrong_case_is_paid_and_of_the_right_ones_all_but_two(pool: VerifierPool):
+    """Refused on purpose: `2x = 10` for `x = 5`, which has not been solved, and `0.5` for `0,5`,
+    which may be a list."""
     rows = read(CASES)
     judged = verdicts(pool, [(row["response"], row["gold"], "") for row in rows])
     pairs = list(zip(rows, judged, strict=True))
     assert not [row for row, verdict in pairs if verdict.reward and not row["right"]]
     right = [verdict.reward for row, verdict in pairs if row["right"]]
     assert len(right) == 223
-    assert sum(right) >= 184
+    assert sum(right) >= 221
 
 
 @pytest.mark.parametrize(
-    ("file", "accepted", "of"), [("hardverify_math_even", 103, 125), ("mathverify_tests", 224, 229)]
+    ("file", "accepted", "of"), [("hardverify_math_even", 106, 125), ("mathverify_tests", 224, 229)]
 )
 def test_labelled_answers_are_paid_as_people_say(
     pool: VerifierPool, file: str, accepted: int, of: int

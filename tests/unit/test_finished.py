@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from grpo.verify import VERIFIERS
 from grpo.verify.equivalence import Options, judge
 from grpo.verify.equivalence.finished import copied, unfinished
+from grpo.verify.equivalence.operations import left_to_do
 from grpo.verify.equivalence.text import tidy
 from tests.examples import examples
 
@@ -76,6 +77,94 @@ def test_a_value_is_finished(answer: str):
     assert not unfinished(tidy(answer))
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("3", r"\log_2 8"),
+        ("1", r"\ln e"),
+        ("12", r"24 \sin 30^\circ"),
+        (r"\frac{3}{4}", r"\sin^2 60^\circ"),
+        (r"\frac{\sqrt3}{4}", r"\cos 30^\circ \sin 30^\circ"),
+        (r"\frac{\pi}{4}", r"\arctan 1"),
+        ("2", r"e^{\ln 2}"),
+        ("12x", r"24x \sin 30^\circ"),
+        ("6", r"\gcd(12, 18)"),
+        ("7", r"\max(3, 7)"),
+        ("3", r"\lfloor \frac{7}{2} \rfloor"),
+        ("2", r"2^{10} \mod 7"),
+        ("1", r"\det \begin{pmatrix} 1 & 0 \\ 0 & 1 \end{pmatrix}"),
+        ("-2", r"\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}"),
+        (r"\frac12", r"\int_0^1 x dx"),
+        (r"\frac{n(n+1)}{2}", r"\sum_{k=1}^n k"),
+        ("1", r"\lim_{x \to 0} \frac{\sin x}{x}"),
+        ("x^2", r"\frac{d}{dx} \frac{x^3}{3}"),
+        # complex numbers
+        ("-1", r"e^{i\pi}"),
+        (r"1 + i\sqrt3", r"2e^{i\pi/3}"),
+        (r"1 + i\sqrt3", r"2(\cos\frac{\pi}{3} + i\sin\frac{\pi}{3})"),
+        ("5 + 5i", "(1 + 2i)(3 - i)"),
+        ("-4i", "(1 - i)^2 \\cdot 2"),
+        ("i", "i^5"),
+        ("5", "|3 + 4i|"),
+        ("5", "(2 + i)(2 - i)"),
+        (r"e^{i\pi/3}", r"e^{i\pi/6} e^{i\pi/6}"),
+        (r"\frac{1 + i}{2}", r"\frac{1 + 2i}{3 + i}"),
+    ],
+)
+def test_a_named_operation_is_left_to_do(gold: str, answer: str):
+    assert left_to_do(tidy(gold), tidy(answer), "")
+    assert not left_to_do(tidy(gold), tidy(f"{answer} = {gold}"), "")
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"3\ln 2", r"\ln 8"),
+        (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"),
+        ("2.197", r"\ln 9"),
+        (r"\sin 20^\circ", r"\cos 70^\circ"),
+        (r"\arctan\frac12", r"\tan^{-1}(1/2)"),
+        (r"\sin 2x", r"2 \sin x \cos x"),
+        ("e^2", r"\exp(2)"),
+        (r"\lfloor \frac{n}{2} \rfloor + 1", r"1 + \lfloor n/2 \rfloor"),
+        (r"\frac{2n - 1 + (-1)^n}{4}", r"\lfloor n/2 \rfloor"),
+        (r"\frac{1 + \sqrt5}{4}", r"\cos 36^\circ"),
+        ("3", r"3 \pmod 7"),
+        (r"\sum_{k=1}^n \frac1k", r"\sum_{j=1}^n \frac1j"),
+        (r"2e^{i\pi/3}", r"1 + i\sqrt3"),
+        (r"2e^{i\pi/3}", r"2(\cos 60^\circ + i\sin 60^\circ)"),
+        ("3 - 4i", "-i(4 + 3i)"),
+        (r"\frac{1 + 2i}{5}", r"\frac{1}{1 - 2i}"),
+        ("2i", r"\sqrt{-4}"),
+        ("(i + 1)(i + j)", "(1 + i)(j + i)"),
+    ],
+)
+def test_in_the_style_of_the_reference_nothing_is(gold: str, answer: str):
+    assert not left_to_do(tidy(gold), tidy(answer), "")
+
+
+@pytest.mark.parametrize(
+    "problem", [r"Compute $\sin 30^\circ$.", "What is the sine of 30 degrees?", r"$\tan x = 1$"]
+)
+def test_a_sine_is_no_answer_where_the_problem_speaks_of_such(problem: str):
+    for answer in (r"\sin 30^\circ", r"\cos\frac{\pi}{3}", r"\cos(60^\circ)"):
+        judged = judge(r"\frac12", answer, Options(), problem)
+        assert judged == "wrong: not evaluated"
+        assert judge(r"\frac12", answer, Options(), "How high is the ramp?") == "correct"
+        assert judge(r"\frac12", answer, Options(evaluated=False), "How high is it?") == "correct"
+
+
+def test_separators_between_thousands_make_no_list_of_a_sum():
+    assert judge("-814 + 3698i", "-814 + 3,698i", Options()) == "correct: thousands"
+    assert judge("70, 100", "59+11,100", Options()) == "wrong: not evaluated"
+
+
+@examples(100)
+@given(st.text(alphabet=r"12ix+-^(){}|\\,= sincogle", max_size=40))
+def test_of_any_text_it_can_be_said(text: str):
+    assert left_to_do("1", text, text) in (True, False)
+
+
 @examples(100)
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["+", "-", r"\cdot ", "*"]))
 def test_two_numbers_and_a_sign_between_them_are_never_paid_as_their_value(left, right, sign):
@@ -129,3 +218,7 @@ def test_a_formula_of_the_problem_is_a_copy(gold: str, answer: str, problem: str
 )
 def test_what_the_reference_says_too_is_no_copy(gold: str, answer: str, problem: str):
     assert not copied(tidy(gold), tidy(answer), problem)
+
+
+def test_an_integer_with_a_name_is_no_copy():
+    assert judge("3", "x = 3", Options(), "Find $f(x)$ at $x = 3$.") == "correct: name"

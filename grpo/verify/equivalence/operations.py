@@ -25,7 +25,7 @@ _STEP = re.compile(r"\\l(floor|ceil)(?![A-Za-z])(.*?)\\r(?:floor|ceil)")
 _INDEX = re.compile(r"\s*[_^]\s*(\{|\\circ|-?\w)")
 _END = re.compile(r"(?<=[\w)}])\s*[+\-=,;]|[)}\]]|\\(?:sin|cos|tan|log|ln)")
 _VARIABLE = re.compile(
-    r"(?<![\\A-Za-z])[A-DF-Za-df-z](?![A-Za-z])|\\(?!circ|pi|[dt]?frac|sqrt)[a-z]+"
+    r"(?<![\\A-Za-z])[A-DF-Za-df-z](?![A-Za-z])|\\(?!circ|pi|[dt]?frac|sqrt|begin|end|cdot|times)[a-z]+"
 )
 _ANGLE = (
     r"[\d.]+\s*\^\s*\{?\s*\\circ\s*\}?|[\d.]*\s*\\pi(?:\s*/\s*\d+)?"
