@@ -31,33 +31,58 @@ def verify(
         Path | None,
         typer.Option(help="read this local .jsonl, .json or .parquet file, without any network"),
     ] = None,
+    *,
     verifier: Annotated[str, typer.Option(help="math, exact, countdown, or a plugin's")] = "math",
     limit: Annotated[
         float, typer.Option(min=0, max=1, help="the share of rows that may never be rewarded")
     ] = 0.02,
+    most: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="the share of rows that one attack may be paid for, and of the wrong answers of "
+            "one kind that may be accepted",
+        ),
+    ] = 0.005,
+    most_guessed: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="the share of rows that may be had by saying the problem's only, first or last "
+            "number, or one of two choices",
+        ),
+    ] = 0.05,
     out: Annotated[
         Path | None, typer.Option(help="the JSON file [default: runs/verify/NAME.VERIFIER.json]")
     ] = None,
 ) -> None:
     """Audit data and verifier together, before a GPU is paid for.
 
-    Every row's reference answer is judged against itself as a model might write it, and wrong
-    answers made from it are judged, too. Lists the rows that can never be rewarded, the wrong
-    answers that were accepted, and how long verdicts take:
+    Every row's reference answer is judged against itself as a model might write it, wrong answers
+    made from it are judged, too, and answers made from the problem alone, without solving it: its
+    own text, its formulas and numbers, many boxes, both choices, an empty box. Lists the rows that
+    can never be rewarded, the wrong answers that were accepted, the rows that can be had without
+    solving them, and how long verdicts take:
 
         grpo verify math_train --path math.jsonl verifier.options.float_rounding=4
 
-    Exits with 1 if more rows can never be rewarded than --limit allows.
+    Of one problem at most 20 formulas and 20 numbers are tried. The rows that can be had are
+    written beside the JSON file, as .giveaways.jsonl, and grpo data prepare leaves them out with
+    filters.giveaways=drop.
+
+    Exits with 1 above --limit, --most or --most-guessed.
     """
     with exit_codes("the same command begins again"):
         from grpo.console import Screen
-        from grpo.preflight.audit import audit, check_limit, save, show
+        from grpo.preflight.audit import audit
+        from grpo.preflight.audit_report import Limits, check_limits, save, show
 
         config, judge, plugins = settings(dataset, overrides or [], path, verifier)
-        screen = Screen()
+        screen, limits = Screen(), Limits(limit, most, most_guessed)
         result = audit(config, judge, plugins, screen)
-        show(result, f"{config.name}, verifier {judge.name}", screen)
-        out = out or Path("runs/verify") / f"{config.name}.{judge.name}.json"
+        show(result, f"{config.name}, verifier {judge.name}", screen, limits)
         facts = {
             "data": config.name,
             "path": config.path,
@@ -65,9 +90,11 @@ def verify(
             "options": judge.options,
             "timeout_s": judge.timeout_s,
         }
-        save(result, facts, out)
-        screen.note(f"wrote {out}")
-        check_limit(result, limit)
+        out = out or Path("runs/verify") / f"{config.name}.{judge.name}.json"
+        giveaways = out.with_name(f"{out.name.removesuffix('.json')}.giveaways.jsonl")
+        save(result, facts, out, giveaways)
+        screen.note(f"wrote {out} and {giveaways}")
+        check_limits(result, limits, dataset)
 
 
 def settings(

@@ -90,6 +90,16 @@ class Filters(Section):
         description="the first of several rows stays. exact: they have the same problem and "
         "answer; normalized: their problems are equal in lower case without white space and $",
     )
+    giveaways: Literal["keep", "drop", "drop_guesses"] = Field(
+        default="keep",
+        description="rows that `grpo verify` was paid for without solving them. drop_guesses: "
+        "also those that are right if one says a number or a choice of the problem",
+    )
+    giveaways_file: str | None = Field(
+        default=None,
+        description="the file that `grpo verify` wrote; default: "
+        "runs/verify/NAME.VERIFIER.giveaways.jsonl, where there is one of them",
+    )
 
 
 class Decontamination(Section):

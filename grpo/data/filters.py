@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from grpo.config.data import Filters
+from grpo.data.giveaways import Known
 from grpo.data.text import has_cjk, squeezed
 from grpo.types import Row
 
@@ -10,7 +11,7 @@ from grpo.types import Row
 @dataclass(slots=True)
 class Counts:
     """Of `read` places every one is unreadable, without an answer, in the other script, a
-    duplicate that is left out, or kept.
+    duplicate or a giveaway that is left out, or kept.
 
     `exact` and `normalized` count repeated rows whatever becomes of them (exact ones are among the
     normalized); `disagreeing` are those of the normalized with another answer than the first.
@@ -24,15 +25,18 @@ class Counts:
     normalized: int = 0
     disagreeing: int = 0
     duplicates_left_out: int = 0
+    giveaways: int = 0
     kept: int = 0
 
 
 class Sieve:
-    """Remembers what it has seen, so that the first of several equal rows stays."""
+    """Remembers what it has seen, so that the first of several equal rows stays. `giveaways`: what
+    is known of rows that can be had without solving them."""
 
-    def __init__(self, filters: Filters, counts: Counts):
+    def __init__(self, filters: Filters, counts: Counts, giveaways: Known | None = None):
         self._filters = filters
         self._counts = counts
+        self._giveaways = giveaways
         self._rows: set[tuple[object, ...]] = set()
         # Of the first row with this squeezed problem behind the same turns.
         self._answers: dict[tuple[object, ...], str] = {}
@@ -45,6 +49,9 @@ class Sieve:
             return False
         if self._repeats(row):
             self._counts.duplicates_left_out += 1
+            return False
+        if self._giveaways is not None and self._giveaways.drops(row):
+            self._counts.giveaways += 1
             return False
         self._counts.kept += 1
         return True

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from grpo.config.data import DataConfig
 from grpo.data.filters import Counts, Sieve
+from grpo.data.giveaways import known_giveaways
 from grpo.data.read import Fault, Source, open_source
 from grpo.data.rows import to_row
 from grpo.errors import UserError
@@ -46,7 +47,8 @@ def sift(
     """Reads all of the source. `tolerant` collects the faults that would stop a training run;
     a number of rows that the declaration does not expect is an error all the same."""
     counts = Counts()
-    sieve = Sieve(config.filters, counts)
+    giveaways = known_giveaways(config)
+    sieve = Sieve(config.filters, counts, giveaways)
     rows: list[Row] = []
     faults: list[Fault] = []
     for item in source.items():
@@ -71,6 +73,8 @@ def sift(
             f"{source.expected:,}: fetch it again, or correct the number in the declaration "
             "(hub_rows, or rows of its copy)"
         )
+    if giveaways is not None:
+        giveaways.check(config)
     return Loaded(rows, counts, faults)
 
 
@@ -106,6 +110,7 @@ def _tell(counts: Counts, config: DataConfig) -> None:
     for number, what in (
         (counts.other_script, "are in the other script"),
         (counts.duplicates_left_out, "repeat another"),
+        (counts.giveaways, "give their answer away"),
     ):
         if number:
             log.info("%s: rows left out that %s: %d", config.name, what, number)

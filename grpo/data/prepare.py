@@ -17,6 +17,7 @@ from grpo.console import Screen
 from grpo.data.benchmarks import Benchmark, find_benchmarks, read_problems
 from grpo.data.contamination import Contamination, compare
 from grpo.data.filters import Counts
+from grpo.data.giveaways import giveaways_path
 from grpo.data.load import Loaded, no_rows, sift
 from grpo.data.read import open_source
 from grpo.data.seal import Seal, file_sha256, read_seal, seal_path, write_seal
@@ -129,8 +130,11 @@ def show_counts(counts: Counts, config: DataConfig, screen: Screen) -> None:
         ("same problem but for case, white space, $", counts.normalized),
         ("of these with another answer", counts.disagreeing),
         (f"left out as duplicates ({config.filters.duplicates})", counts.duplicates_left_out),
+        (f"left out as giveaways ({config.filters.giveaways})", counts.giveaways),
         ("kept by the filters", counts.kept),
     ]
+    if config.filters.giveaways == "keep":
+        del lines[-2]
     # Only some languages have another script.
     if config.filters.language == "any":
         del lines[3]
@@ -156,6 +160,9 @@ def _job(config: DataConfig, benchmarks: Sequence[Benchmark]) -> dict[str, Any]:
     job: dict[str, Any] = {key: declared[key] for key in _DECIDING}
     if config.path is not None and Path(config.path).is_file():  # wherever it lies
         job["source_sha256"] = file_sha256(Path(config.path))
+    if config.filters.giveaways != "keep":  # wherever it lies
+        job["filters"] = job["filters"] | {"giveaways_file": None}
+        job["giveaways_sha256"] = file_sha256(giveaways_path(config))
     job["benchmarks"] = _digest([benchmark.identity for benchmark in benchmarks])
     return job | {"rules": _RULES}
 

@@ -1,12 +1,9 @@
 """`grpo verify`: data and verifier judged together, before a model answers anything."""
 
-import json
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
@@ -14,26 +11,28 @@ from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
 from grpo.data import load_rows
-from grpo.errors import RunError, UserError
+from grpo.data.giveaways import Giveaway, fingerprint
+from grpo.errors import UserError
+from grpo.preflight.attacks import GIVEAWAYS, GUESSES, LUCK, Attacker, marks_of
 from grpo.preflight.mutate import ANOTHERS, FORMATS, JUDGED_IN, MUTATIONS, answer_of_another
 from grpo.types import Row, Verdict
 from grpo.verify.answers import last_box
 from grpo.verify.pool import VerifierPool
 
-_SHOWN = 20  # rows of each list on the screen; all of them are in the file
-_SHOWN_CHARACTERS = 60
 _KEPT_CHARACTERS = 500
 _PERCENTILES = (50, 90, 99, 100)
+_NOT_NAMED = frozenset(LUCK[1:])  # of the commonest reference the problem knows nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One response to judge against the reference of row `index`. A right one repeats `given` in
-    the format `kind`, a wrong one is `given` after the mutation `kind`."""
+    a format, a wrong one is `given` after a mutation, one from the problem alone is what some
+    attacks give; `kinds` names the format, the mutation or the attacks."""
 
     index: int
-    is_right: bool
-    kind: str
+    origin: Literal["right", "wrong", "problem"]
+    kinds: tuple[str, ...]
     given: str
     response: str
 
@@ -54,20 +53,35 @@ class Finding:
 class Audit:
     """What became of every case. `seconds` are those of the verdicts in their order."""
 
-    num_rows: int
+    rows: list[Row]
     accepted: Counter[str] = field(default_factory=Counter)  # right ones, by format
     mutated: Counter[str] = field(default_factory=Counter)  # wrong ones, by mutation
     fooled: Counter[str] = field(default_factory=Counter)  # wrong ones that were accepted
+    attacked: Counter[str] = field(default_factory=Counter)  # rows, by attack
+    had: Counter[str] = field(default_factory=Counter)  # rows on which the attack was paid
     reasons: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
     never: list[Finding] = field(default_factory=list)
     partly: list[Finding] = field(default_factory=list)
     false_positives: list[Finding] = field(default_factory=list)
     stopped: list[Finding] = field(default_factory=list)
+    giveaways: list[Giveaway] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows)
 
     @property
     def never_share(self) -> float:
         return len(self.never) / self.num_rows
+
+    def had_share(self, attack: str) -> float:
+        """Of all rows, those that the attack could not be made on included."""
+        return self.had[attack] / self.num_rows
+
+    def fooled_share(self, mutation: str) -> float:
+        """Of the wrong answers that were judged."""
+        return self.fooled[mutation] / max(1, self.mutated[mutation])
 
     def latency_ms(self) -> dict[str, float]:
         values = np.percentile(self.seconds, _PERCENTILES) * 1e3
@@ -81,7 +95,8 @@ def audit(
     plugins: tuple[str, ...],
     screen: Screen,
 ) -> Audit:
-    """Judges every row's reference in every format, and wrong answers made from it.
+    """Judges every row's reference in every format, wrong answers made from it, and answers made
+    from the problem alone. All rows are audited, whatever an earlier audit said of them.
 
     Raises UserError for data that cannot be read and for verifiers that take no answers as text.
     """
@@ -97,11 +112,16 @@ def audit(
         timeout_s=verifier.timeout_s,
         plugins=plugins,
     )
-    rows = load_rows(config)
-    result = Audit(len(rows))
+    filters = config.filters.model_copy(update={"giveaways": "keep"})
+    rows = load_rows(config.model_copy(update={"filters": filters}))
+    result = Audit(rows)
+    stated = _stated(rows, config)
+    attacker = Attacker(
+        marks_of(config, verifier.options), config.template, Counter(stated).most_common(1)[0][0]
+    )
     with pool, screen.progress(f"verify {config.name}", len(rows)) as bar:
-        for index, judged in enumerate(_by_row(pool, rows, _stated(rows, config))):
-            _add(result, index, rows[index], judged)
+        for index, judged in enumerate(_by_row(pool, rows, _cases(rows, stated, attacker))):
+            _add(result, index, judged)
             bar.advance()
     return result
 
@@ -114,25 +134,27 @@ def _stated(rows: Sequence[Row], config: DataConfig) -> list[str]:
     return [last_box(text) or row.answer for text, row in zip(texts, rows, strict=True)]
 
 
-def _cases(stated: Sequence[str]) -> Iterator[Case]:
+def _cases(rows: Sequence[Row], stated: Sequence[str], attacker: Attacker) -> Iterator[Case]:
     for index, gold in enumerate(stated):
         for name, write in FORMATS.items():
-            yield Case(index, True, name, gold, write(gold))
+            yield Case(index, "right", (name,), gold, write(gold))
         wrong = {name: mutate(gold) for name, mutate in MUTATIONS.items()}
         wrong[ANOTHERS] = answer_of_another(stated, index)
         for name, given in wrong.items():
             if given is not None:
-                yield Case(index, False, name, given, FORMATS[JUDGED_IN](given))
+                yield Case(index, "wrong", (name,), given, FORMATS[JUDGED_IN](given))
+        for response, names in attacker.responses(rows[index].problem).items():
+            yield Case(index, "problem", tuple(names), response, response)
 
 
 def _by_row(
-    pool: VerifierPool, rows: Sequence[Row], stated: Sequence[str]
+    pool: VerifierPool, rows: Sequence[Row], cases: Iterator[Case]
 ) -> Iterator[list[tuple[Case, Verdict]]]:
     """The judged cases of each row in turn; no more responses exist at a time than are judged."""
     waiting: deque[Case] = deque()
 
     def items() -> Iterable[tuple[str, str, str]]:
-        for case in _cases(stated):
+        for case in cases:
             waiting.append(case)
             yield case.response, rows[case.index].answer, rows[case.index].problem
 
@@ -146,7 +168,9 @@ def _by_row(
     yield judged
 
 
-def _add(result: Audit, index: int, row: Row, judged: list[tuple[Case, Verdict]]) -> None:
+def _add(result: Audit, index: int, judged: list[tuple[Case, Verdict]]) -> None:
+    row = result.rows[index]
+
     def found(what: str) -> Finding:
         return Finding(index + 1, row.id, row.answer[:_KEPT_CHARACTERS], what[:_KEPT_CHARACTERS])
 
@@ -157,15 +181,16 @@ def _add(result: Audit, index: int, row: Row, judged: list[tuple[Case, Verdict]]
         is_accepted = verdict.reward > 0
         if verdict.reason.startswith(("timeout", "verifier crashed")):
             result.stopped.append(found(f"{verdict.reason} on {case.response!r}"))
-        if case.is_right:
-            result.accepted[case.kind] += is_accepted
+        kind = case.kinds[0]
+        if case.origin == "right":
+            result.accepted[kind] += is_accepted
             if not is_accepted:
-                refused[case.kind] = verdict.reason
-            continue
-        result.mutated[case.kind] += 1
-        if is_accepted:
-            result.fooled[case.kind] += 1
-            result.false_positives.append(found(f"{case.kind}: {case.given} ({verdict.reason})"))
+                refused[kind] = verdict.reason
+        elif case.origin == "wrong":
+            result.mutated[kind] += 1
+            result.fooled[kind] += is_accepted
+            if is_accepted:
+                result.false_positives.append(found(f"{kind}: {case.given} ({verdict.reason})"))
     if refused:
         # Formats that share a reason stand together.
         by_reason = {
@@ -174,85 +199,26 @@ def _add(result: Audit, index: int, row: Row, judged: list[tuple[Case, Verdict]]
         what = "; ".join(f"{', '.join(formats)}: {reason}" for reason, formats in by_reason.items())
         finding = replace(found(what), formats=len(refused))
         (result.never if len(refused) == len(FORMATS) else result.partly).append(finding)
+    _add_attacks(result, index, judged)
 
 
-def show(result: Audit, title: str, screen: Screen) -> None:
-    """Tables of shares and latencies, and the first rows of each list."""
-    n = result.num_rows
-    formats = [
-        (name, result.accepted[name], _percent(result.accepted[name], n)) for name in FORMATS
-    ]
-    screen.table(
-        f"{title}: {n:,} references judged against themselves",
-        ("written as", "accepted", "share"),
-        formats,
-    )
-    wrong = [
-        (
-            name,
-            result.mutated[name],
-            result.fooled[name],
-            _percent(result.fooled[name], result.mutated[name]),
-        )
-        for name in (*MUTATIONS, ANOTHERS)
-    ]
-    screen.table("wrong answers", ("made by", "judged", "accepted", "share"), wrong)
-    facts = [(f"verdict {reason!r}", count) for reason, count in result.reasons.most_common()]
-    facts += [(f"ms per verdict, {name}", value) for name, value in result.latency_ms().items()]
-    screen.table("verifier", ("what", "value"), facts)
-    # Many verifiers do not find an expression in bare prose; what fails more than that comes first.
-    by_formats = sorted(result.partly, key=lambda finding: -finding.formats)
-    for heading, findings in (
-        ("rows that can never be rewarded", result.never),
-        ("rows rewarded in some formats only", by_formats),
-        ("wrong answers that were accepted", result.false_positives),
-        ("timeouts and crashes", result.stopped),
-    ):
-        if findings:
-            _list(f"{heading}: {len(findings):,}", findings, screen)
-
-
-def _list(heading: str, findings: list[Finding], screen: Screen) -> None:
-    shown = [(f.row, f.id, _short(f.answer), _short(f.what)) for f in findings[:_SHOWN]]
-    more = f" (the first {_SHOWN})" if len(findings) > _SHOWN else ""
-    screen.table(heading + more, ("row", "id", "reference", "what"), shown)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
-
-
-def save(result: Audit, facts: dict[str, Any], path: Path) -> None:
-    """Everything as JSON: the facts given, the counts, and all rows of every list."""
-    tree = facts | {
-        "rows": result.num_rows,
-        "accepted": {name: result.accepted[name] for name in FORMATS},
-        "wrong_judged": dict(result.mutated),
-        "wrong_accepted": {name: result.fooled[name] for name in result.mutated},
-        "reasons": dict(result.reasons),
-        "latency_ms": result.latency_ms(),
-        "never_share": result.never_share,
-        "never": [asdict(finding) for finding in result.never],
-        "partly": [asdict(finding) for finding in result.partly],
-        "false_positives": [asdict(finding) for finding in result.false_positives],
-        "timeouts_and_crashes": [asdict(finding) for finding in result.stopped],
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def check_limit(result: Audit, limit: float) -> None:
-    """Raises RunError where more than `limit` (a share) of the rows can never be rewarded."""
-    if result.never_share > limit:
-        raise RunError(
-            f"{len(result.never):,} of {result.num_rows:,} rows ({100 * result.never_share:.2f} %) "
-            f"can never be rewarded, and the limit is {100 * limit:g} %: mend or drop them, use "
-            "another verifier, or raise --limit"
-        )
+def _add_attacks(result: Audit, index: int, judged: list[tuple[Case, Verdict]]) -> None:
+    """A row counts once for each attack, whichever of its answers is paid."""
+    row = result.rows[index]
+    attacks: dict[str, str | None] = {}  # what was paid, by attack
+    for case, verdict in judged:
+        if case.origin == "problem":
+            for name in case.kinds:
+                paid = case.response if verdict.reward > 0 else None
+                attacks[name] = attacks.get(name) or paid
+    result.attacked.update(attacks.keys())
+    for name in (*GIVEAWAYS, *GUESSES, *LUCK):
+        said = attacks.get(name)
+        if said is None:
+            continue
+        result.had[name] += 1
+        if name not in _NOT_NAMED:
+            kind = "giveaway" if name in GIVEAWAYS else "guess"
+            said = said[:_KEPT_CHARACTERS]
+            mark = fingerprint(row)
+            result.giveaways.append(Giveaway(index + 1, row.id, mark, kind, name, said))

@@ -17,6 +17,43 @@ _LETTERS = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{2,}")
 _PLAIN = re.compile(r"(-?)(\d*\.?\d+)")
 _RATIO = re.compile(r"(-?)(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 _LOOK_AHEAD = 20  # rows searched for one whose answer is another
+_FLIPPED = str.maketrans("[]()", "()[]")
+_INTERVAL = re.compile(r"[\[(][^\[\](),]+,[^\[\](),]+[\])]")
+_UNION = re.compile(r"\s*(?:\\cup|∪)\s*")
+_DEGREE = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])\s*[({]?\s*-?\d+(?:\.\d+)?)"
+    r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)"
+)
+_INNER_SIGN = re.compile(r"(?<=[\w})])\s*([+-])\s*(?=[\w\\({])")
+# Units beside another of the same kind: whoever reads the number alone takes one for the other.
+_OTHER_UNITS = {
+    "cm": "m",
+    "m": "cm",
+    "mm": "cm",
+    "km": "m",
+    "inches": "feet",
+    "feet": "inches",
+    "miles": "kilometers",
+    "centimeters": "meters",
+    "meters": "centimeters",
+    "seconds": "minutes",
+    "minutes": "hours",
+    "hours": "minutes",
+    "days": "weeks",
+    "weeks": "days",
+    "years": "months",
+    "months": "years",
+    "mph": "km/h",
+    "kg": "g",
+    "g": "kg",
+    "dollars": "cents",
+    "cents": "dollars",
+    "square": "cubic",
+    "cubic": "square",
+    "degrees": "radians",
+}
+_UNIT = re.compile(rf"(?<![A-Za-z\\.])(?:{'|'.join(_OTHER_UNITS)})(?![A-Za-z])")
+_DOLLARS = re.compile(r"\\\$\s*(\d(?:[\d.,]|\\!)*)")
 
 # What a model's last words may be, around the answer.
 FORMATS: dict[str, Callable[[str], str]] = {
@@ -58,6 +95,56 @@ def sign_flipped(gold: str) -> str | None:
     return bare[1:].strip()
 
 
+def inner_sign_changed(gold: str) -> str | None:
+    """With the last plus or minus between two terms turned round: x + 3 to x - 3."""
+    masked = _WORDS.sub(_blank, gold)
+    signs = list(_INNER_SIGN.finditer(masked))
+    if not signs:
+        return None
+    at = signs[-1].start(1)
+    return gold[:at] + ("-" if gold[at] == "+" else "+") + gold[at + 1 :]
+
+
+def brackets_flipped(gold: str) -> str | None:
+    """Every end of an interval, or of a union of some, open for closed and closed for open. None
+    for what may be a pair: without a square bracket or an infinite end."""
+    bare = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold.strip().strip("$")).strip()
+    parts = _UNION.split(bare)
+    if not all(_INTERVAL.fullmatch(part) for part in parts):
+        return None
+    return bare.translate(_FLIPPED) if re.search(r"[\[\]∞]|\\infty", bare) else None
+
+
+def pair_swapped(gold: str) -> str | None:
+    """The first two entries of one tuple in each other's place. None where they are the same,
+    and for what is an interval."""
+    bare = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold.strip().strip("$")).strip()
+    if not re.fullmatch(r"\([^()\[\]]+\)", bare) or re.search(r"[∞<>=|]|\\(?:infty|pm|mp)", bare):
+        return None
+    first, second, *others = [*_split(bare[1:-1]), ""]
+    if not second or _squeezed(first) == _squeezed(second):
+        return None
+    return f"({', '.join([second.strip(), first.strip(), *filter(None, others)])})"
+
+
+def unit_changed(gold: str) -> str | None:
+    """The first unit in words another one of the same kind, dollars cents, degrees radians."""
+    if match := _DOLLARS.search(gold):
+        return f"{gold[: match.start()]}{match[1]}\\text{{ cents}}{gold[match.end() :]}"
+    found = [m for m in _UNIT.finditer(gold) if re.search(r"\d", gold[: m.start()])]
+    if not found or not _in_words(gold, found[0].start()):
+        return None
+    start, end = found[0].span()
+    return gold[:start] + _OTHER_UNITS[gold[start:end]] + gold[end:]
+
+
+def degree_dropped(gold: str) -> str | None:
+    r"""\sin 20^\circ to \sin 20, which is of 20 radians. A degree that no function reads is a unit,
+    and may be left out."""
+    changed = _DEGREE.sub(lambda match: match[1], gold)
+    return None if changed == gold else changed
+
+
 def answer_of_another(golds: Sequence[str], index: int) -> str | None:
     """The next reference in the data that is not the same text or the same plain number, with or
     without "x ="; None where the next 20 all are."""
@@ -73,17 +160,44 @@ MUTATIONS: dict[str, Callable[[str], str | None]] = {
     "off by one": off_by_one,
     "last digit changed": last_digit_changed,
     "sign flipped": sign_flipped,
+    "inner sign changed": inner_sign_changed,
+    "brackets flipped": brackets_flipped,
+    "pair swapped": pair_swapped,
+    "another unit": unit_changed,
+    "degree dropped": degree_dropped,
 }
 ANOTHERS = "another row's answer"
 
 
 def _change(gold: str, which: int, change: Callable[[str], str]) -> str | None:
-    masked = _WORDS.sub(lambda match: "\0" * len(match[0]), gold)
+    masked = _WORDS.sub(_blank, gold)
     found = [match for match in _NUMBER.finditer(masked) if match[0].isascii()]
     if not found or len(found[which][0]) > _LONGEST_NUMBER:
         return None
     start, end = found[which].span()
     return gold[:start] + change(gold[start:end]) + gold[end:]
+
+
+def _blank(match: re.Match[str]) -> str:
+    return "\0" * len(match[0])
+
+
+def _split(items: str) -> list[str]:
+    """At the commas outside of braces."""
+    parts, depth = [""], 0
+    for character in items:
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def _in_words(gold: str, at: int) -> bool:
+    """Whether a unit at this place is one: in \\text{} and its like, or a word behind a space."""
+    words = any(match.start() < at < match.end() for match in _WORDS.finditer(gold))
+    return words or re.match(r" [a-z]{2}", gold[at - 1 :]) is not None
 
 
 def _squeezed(text: str) -> str:
