@@ -2,6 +2,7 @@
 PYTHON ?= python3
 EXTRA ?= cpu
 ARGS ?=
+DATA ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 THEIRS := .differential/.installed
@@ -87,6 +88,10 @@ differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own 
 .PHONY: bench
 bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (under 25 minutes)
 	PATH="$(dir $(abspath $(UV))):$$PATH" $(VENV)/bin/python benchmarks/run_all.py $(ARGS)
+
+.PHONY: attacks
+attacks: $(STAMP) ## answer every problem at hand without solving it (DATA=FOLDER of files of rows)
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/attacks.py $(DATA) $(ARGS)
 
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)

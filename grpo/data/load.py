@@ -91,8 +91,9 @@ def no_rows(loaded: Loaded, source: Source, config: DataConfig) -> str:
     if counts.read:
         said += (
             f": of {counts.read:,} read, {counts.unreadable:,} could not be read, "
-            f"{counts.empty_answer:,} had no answer and {counts.other_script:,} were in the other "
-            "script: look at data.columns and data.filters"
+            f"{counts.empty_answer:,} had no answer, {counts.other_script:,} were in the other "
+            f"script and {counts.giveaways:,} gave their answer away: look at data.columns and "
+            "data.filters"
         )
     if loaded.faults:
         said += f"; the first: {loaded.faults[0].message}"

@@ -188,8 +188,8 @@ def _add(result: Audit, index: int, judged: list[tuple[Case, Verdict]]) -> None:
                 refused[kind] = verdict.reason
         elif case.origin == "wrong":
             result.mutated[kind] += 1
-            result.fooled[kind] += is_accepted
             if is_accepted:
+                result.fooled[kind] += 1
                 result.false_positives.append(found(f"{kind}: {case.given} ({verdict.reason})"))
     if refused:
         # Formats that share a reason stand together.

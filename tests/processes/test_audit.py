@@ -17,8 +17,10 @@ from grpo.cli.verify import verify
 from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
+from grpo.data import load_rows
 from grpo.errors import RunError, UserError
-from grpo.preflight.audit import audit, check_limit
+from grpo.preflight.audit import audit
+from grpo.preflight.audit_report import Limits, check_limits
 from grpo.preflight.mutate import (
     FORMATS,
     answer_of_another,
@@ -145,8 +147,9 @@ def test_the_audit_counts_what_a_verifier_accepts(tmp_path: Path):
         "sign flipped": 3,
         "another row's answer": 4,
     }
-    assert result.reasons == {"correct": 11, "wrong": 20, "no answer": 2}
-    assert len(result.seconds) == sum(result.reasons.values()) == 4 * 5 + 13
+    assert len(result.seconds) == sum(result.reasons.values()) > 4 * 5 + 13
+    assert result.attacked["its own text"] == 4
+    assert result.had == {"the commonest reference": 1}
 
 
 def test_the_worked_solution_of_a_generated_row_is_what_is_judged():
@@ -169,9 +172,118 @@ def test_the_limit_is_a_share_of_the_rows(tmp_path: Path):
     result = audit(config, VerifierConfig(name="picky", workers=1), PLUGINS, Screen())
     assert [finding.row for finding in result.never] == [4]
     assert result.never[0].what.endswith("Answer: $gold$, <answer>gold</answer>: wrong")
-    check_limit(result, 0.25)
+    check_limits(result, Limits(0.25, 1, 1), "rows")
     with pytest.raises(RunError, match=r"1 of 4 rows \(25\.00 %\) can never .* limit is 24 %"):
-        check_limit(result, 0.24)
+        check_limits(result, Limits(0.24, 1, 1), "rows")
+
+
+# --- answers made from the problem alone ---
+
+# What a real set may have, one row for each way to be paid without solving anything.
+PLANTED = {
+    "a formula of it": ("Simplify $\\sqrt{53}$ if that can be done.", "\\sqrt{53}"),
+    "its own text, marked": ("x^2+1", "x^2+1"),
+    "both choices": ("Is it three or four?", "three or four"),
+    "an empty answer": ("Who is the last one to leave?", "None"),
+    "many boxes": ("List all digits in order.", "0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+    "its only number": ("Which value has a function that is constant and 71?", "71"),
+    "its first number": ("Of 72 birds 11 and then 19 fly off. How many were there?", "72"),
+    "its last number": ("Take 13 away, then 29, and write 73 as it is.", "73"),
+    "one of two choices": ("Is ninety-one prime or composite?", "composite"),
+    "any number of it": ("From 31 to 74 and on to 37, what is the largest?", "74"),
+}
+
+
+def word_problems(count: int) -> list[tuple[str, str]]:
+    return [
+        (f"Ann has {i + 20} apples, buys {2 * i + 30} and eats five. How many?", str(3 * i + 45))
+        for i in range(count)
+    ]
+
+
+def planted_file(folder: Path, planted: dict[str, tuple[str, str]]) -> Path:
+    rows = [(str(i), *row) for i, row in enumerate(word_problems(90))]
+    rows[30:30] = [(name, *row) for name, row in planted.items()]
+    path = folder / "planted.yaml"
+    lines = [json.dumps({"id": a, "problem": b, "answer": c}) for a, b, c in rows]
+    (folder / "planted.jsonl").write_text("\n".join(lines))
+    path.write_text(f"name: planted\npath: {folder / 'planted.jsonl'}\n")
+    return path
+
+
+def test_ten_planted_giveaways_are_found_and_nothing_else(tmp_path: Path):
+    path, out = planted_file(tmp_path, PLANTED), tmp_path / "audit.json"
+    result = run(str(path), "--out", str(out))
+    assert result.exit_code == 1, result.output
+    found = [
+        json.loads(x) for x in (tmp_path / "audit.giveaways.jsonl").read_text().split("\n")[1:-1]
+    ]
+    assert {one["id"] for one in found} == PLANTED.keys()
+    by_attack = {(one["id"], one["attack"]) for one in found}
+    assert {(name, name) for name in PLANTED} <= by_attack
+    said = "'a formula of it' is paid on 1 of 100 rows (1.00 %), and the limit is 0.5 %"
+    assert said in result.output
+    assert "filters.giveaways=drop" in result.output
+    kept = {
+        filter: {row.id for row in load_rows(filtered(path, tmp_path, filter))}
+        for filter in ("drop", "drop_guesses")
+    }
+    assert PLANTED.keys() & kept["drop"] == set(list(PLANTED)[5:])
+    assert kept["drop_guesses"] == {str(i) for i in range(90)}
+
+
+def filtered(path: Path, folder: Path, filter: str) -> DataConfig:
+    overrides = [
+        f"filters.giveaways={filter}",
+        f"filters.giveaways_file={folder / 'audit.giveaways.jsonl'}",
+    ]
+    return read_settings(str(path), overrides, None, "math")[0]
+
+
+def test_without_them_the_exit_code_is_0(tmp_path: Path):
+    path, out = planted_file(tmp_path, {}), tmp_path / "audit.json"
+    result = run(str(path), "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "audit.giveaways.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_data_set_of_first_numbers_or_coin_tosses_is_refused(tmp_path: Path):
+    rows = [(f"Of {i + 50} birds {i + 20} fly off. How many were there?", i) for i in range(10)]
+    path = data_file(tmp_path, [])
+    lines = [{"problem": p, "answer": str(i + 50)} for p, i in rows]
+    lines += [{"problem": f"Is claim {i} true?", "answer": "Yes"} for i in range(10)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    config = DataConfig(name="rows", path=str(path))
+    result = audit(config, VerifierConfig(name="exact", workers=1), (), Screen())
+    assert result.had["its first number"] == result.had["one of two choices"] == 10
+    with pytest.raises(RunError) as raised:
+        check_limits(result, Limits(1, 1, 0.05), "rows")
+    assert "'its first number' is paid on 10 of 20 rows (50.00 %)" in str(raised.value)
+    assert "filters.giveaways=drop_guesses" in str(raised.value)
+    check_limits(result, Limits(1, 0.005, 0.5), "rows")
+
+
+def test_a_verifier_that_overlooks_brackets_order_signs_and_degrees_is_found_out(tmp_path: Path):
+    """It also takes the reference for said wherever the characters stand in prose."""
+    golds = ["[1, 5)", "x + 3", "\\sin 20^\\circ", "15\\text{ cm}", "(3, -4)", "a"]
+    config = DataConfig(name="rows", path=str(data_file(tmp_path, golds)))
+    judge = VerifierConfig(name="careless", workers=1)
+    result = audit(config, judge, PLUGINS, Screen())
+    assert result.fooled["brackets flipped"] == result.fooled["inner sign changed"] == 1
+    assert result.fooled["degree dropped"] == 1
+    assert (result.mutated["another unit"], result.fooled["another unit"]) == (1, 0)
+    assert (result.mutated["pair swapped"], result.fooled["pair swapped"]) == (1, 0)
+    assert result.had["prose alone"] == 1
+    with pytest.raises(RunError) as raised:
+        check_limits(result, Limits(1, 0.2, 1), "rows")
+    said = "'brackets flipped' makes 1 of 1 wrong answers (100.00 %) that are paid"
+    assert said in str(raised.value)
+
+
+def test_an_audit_looks_at_the_rows_that_an_earlier_one_would_leave_out(tmp_path: Path):
+    config = filtered(planted_file(tmp_path, {}), tmp_path, "drop")
+    small = config.model_copy(update={"rows": 2})
+    assert audit(small, VerifierConfig(name="exact", workers=1), (), Screen()).num_rows == 2
 
 
 # --- the command ---
@@ -182,7 +294,7 @@ def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
     command = ["math_train", "--path", str(path), "--out", str(out), "--verifier", "gullible"]
     # A worker for each of five answers: those that hang do so side by side.
     command += ["verifier.timeout_s=0.5", "verifier.workers=5"]
-    command += ["plugins=[tests.unit.hostile_verifiers]"]
+    command += ["plugins=[tests.unit.hostile_verifiers]", "--most", "1", "--most-guessed", "1"]
     result = run(*command, "--limit", "0.4")
     assert result.exit_code == 0, result.output
     assert "rows that can never be rewarded: 1" in result.output
@@ -190,7 +302,8 @@ def test_the_command_lists_rows_and_writes_all_of_it_as_json(tmp_path: Path):
     assert tree["rows"] == 3
     assert tree["accepted"] == dict.fromkeys(FORMATS, 2)
     assert [(f["row"], f["id"]) for f in tree["never"]] == [(2, "r1")]
-    assert tree["reasons"] == {"correct": 18, "timeout": 8}
+    assert tree["reasons"].keys() == {"correct", "timeout"}
+    assert tree["attacks_paid"]["prose alone"] == 2
     assert [f["what"] for f in tree["false_positives"]][:2] == [
         "off by one: 13 (correct)",
         "last digit changed: 15 (correct)",

@@ -1,6 +1,7 @@
 """A plugin whose verifier misbehaves on demand; imported by the fork server of a pool's workers."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,16 @@ def gullible(response: str, answer: str) -> Verdict:
     if answer.startswith("hang"):
         time.sleep(600)
     return Verdict(1.0, response, "correct")
+
+
+@VERIFIERS.register("careless")
+def careless(response: str, answer: str) -> Verdict:
+    """Accepts what holds the characters of the reference, brackets, signs and degrees aside."""
+    wanted, given = (
+        re.sub(r"\^\\circ|[^a-z0-9,]", "", text.lower()) for text in (answer, response)
+    )
+    right = wanted in given
+    return Verdict(float(right), response, "correct" if right else "wrong")
 
 
 @VERIFIERS.register("picky")

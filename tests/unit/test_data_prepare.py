@@ -66,6 +66,7 @@ def test_rows_that_a_benchmark_asks_are_left_out_and_the_seal_counts_them():
         "normalized": 1,
         "disagreeing": 0,
         "duplicates_left_out": 1,
+        "giveaways": 0,
         "kept": 3,
         "contaminated": 2,
         "written": 1,
