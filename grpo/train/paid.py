@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from grpo.config.verifier import VerifierConfig
 from grpo.console import shorten
 from grpo.types import FinishReason, ScoredGroup
-from grpo.verify.answers import PARSED_CAP, final_answer, fold, last_box
+from grpo.verify.answers import PARSED_CAP, final_answer, last_box
 
 ECHO, CUT = "reward/echo_share", "reward/truncated_share"
 UNMARKED, COPIED = "reward/unmarked_share", "reward/same_text_share"
@@ -43,6 +43,7 @@ class PaidAnswer:
     text: str
     parsed: str
     finish_reason: FinishReason
+    thinking: bool = False  # opened by the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,11 @@ class PaidFor:
                 yield _warning(step, sign, len(answers), paid.count, examples)
 
     def _is_unmarked(self, answer: PaidAnswer) -> bool:
-        # Unlike a verifier this has no deadline, and long runs of spaces cost final_answer minutes.
-        lines = [fold(line) for line in answer.text.splitlines()]
-        text = "\n".join(line for line in lines if line)
         truncated = answer.finish_reason == "length"
-        return final_answer(text, truncated=truncated, mark=self._mark) is None
+        given = final_answer(
+            answer.text, truncated=truncated, mark=self._mark, thinking=answer.thinking
+        )
+        return given is None
 
 
 def is_echo(answer: PaidAnswer) -> bool:
@@ -146,7 +147,12 @@ def _paid(groups: Sequence[ScoredGroup]) -> Iterator[PaidAnswer]:
         for response, verdict in zip(group.group.responses, group.verdicts, strict=True):
             if verdict.reward > 0:
                 yield PaidAnswer(
-                    row.problem, row.answer, response.text, verdict.parsed, response.finish_reason
+                    row.problem,
+                    row.answer,
+                    response.text,
+                    verdict.parsed,
+                    response.finish_reason,
+                    group.group.prompt.thinking,
                 )
 
 

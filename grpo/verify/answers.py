@@ -43,6 +43,8 @@ _ANSWER = (
 _WHAT_FOLLOWS = r"\s*[*_]*\s*(?:the final answer is\b:?\s*)?([^\n]+)"
 _MINERVA = "I hope it is correct"
 _WHITE = " \t\n。*_"
+_BLANKS = re.compile(r"[^\S\n]+")
+_BLANK_LINES = re.compile(r" ?\n[ \n]*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\[<])|。|\.?\s*I hope it|<\|")
 _SAID = re.compile(
     r"(?:\b(?:(?:final|correct|right)\s+)?answer\s+(?:is|equals)\b:?|答案(?:是|为|為)|故选|应选)"
@@ -93,7 +95,7 @@ def marked(
 ) -> Given | None:
     """`final_answer` of a text without thinking. `loose`: any words with a comma, "and" or "or" may
     stand between the boxes of one answer; for references, which nobody writes to deceive."""
-    text = _BARE_BOX.sub(r"\\boxed{\1}", text)
+    text = _BARE_BOX.sub(r"\\boxed{\1}", _folded(text))
     boxes = _boxes(text)
     if boxes is None:
         return Given(last_box(text) or "", "box")
@@ -149,6 +151,12 @@ def last_line(text: str) -> str:
 def fold(text: str) -> str:
     """Without white space at the ends, and with single spaces inside."""
     return " ".join(text.split())
+
+
+def _folded(text: str) -> str:
+    """With single spaces and no empty lines: expressions with several \\s* in a row take a time
+    that grows with the square of a run of white space."""
+    return _BLANK_LINES.sub("\n", _BLANKS.sub(" ", text))
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]] | None:

@@ -173,6 +173,15 @@ def test_large_numbers_that_answers_do_have_are_computed():
     assert judged(r"\boxed{2^{2023}}", "2^{2024}")[0] == 0.0
 
 
+def test_a_run_of_white_space_costs_no_more_than_a_word():
+    started = time.monotonic()
+    for before in ("answer", "answer is", "Answer: 7", "the answer is", r"\boxed{7}"):
+        for white in (" ", "\n", "\t ", "\u3000"):
+            assert judged(before + white * 20_000 + "b", "25")[0] == 0.0
+    assert judged("Answer:" + " " * 20_000 + "25", "25")[0] == 1.0
+    assert time.monotonic() - started < DEADLINE_S
+
+
 @pytest.mark.parametrize(
     "filler", ["a", "9", "\\", "{", "$", "x=", "Answer: ", r"\boxed{1} no, ", "é\n"]
 )
