@@ -18,10 +18,9 @@ from grpo.config.data import Choice, DataConfig
 from grpo.config.load import load_data, load_suite
 from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
-from grpo.data.giveaways import FOLDER, default_path
 from grpo.errors import RunError, UserError
 from grpo.preflight.audit import audit
-from grpo.preflight.audit_report import Limits, check_limits, save, show
+from grpo.preflight.audit_report import Limits, report
 from grpo.verify import VERIFIERS
 
 LIMITS = Limits(never=0.02, most=0.005, guessed=0.05)
@@ -77,13 +76,7 @@ def attack(data: DataConfig, verifier: Choice, screen: Screen) -> None:
             "options": verifier.options,
         }
     )
-    result = audit(data, judge, (), screen)
-    show(result, f"{data.name}, verifier {judge.name}", screen, LIMITS)
-    facts = {"data": data.name, "path": data.path, "verifier": judge.name}
-    facts |= {"options": judge.options, "timeout_s": judge.timeout_s}
-    out = FOLDER / f"{data.name}.{judge.name}.json"
-    save(result, facts, out, default_path(data.name, judge.name))
-    check_limits(result, LIMITS, data.name)
+    report(audit(data, judge, (), screen), (data, judge), LIMITS, None, screen)
 
 
 def main() -> int:

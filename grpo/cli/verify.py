@@ -13,6 +13,28 @@ from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.errors import UserError
 
+_Limit = Annotated[
+    float, typer.Option(min=0, max=1, help="the share of rows that may never be rewarded")
+]
+_Most = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="the share of rows that one attack may be paid for, and of the wrong answers of "
+        "one kind that may be accepted",
+    ),
+]
+_MostGuessed = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="the share of rows that may be had by saying the problem's only, first or last "
+        "number, or one of two choices",
+    ),
+]
+
 
 def verify(
     dataset: Annotated[
@@ -33,27 +55,9 @@ def verify(
     ] = None,
     *,
     verifier: Annotated[str, typer.Option(help="math, exact, countdown, or a plugin's")] = "math",
-    limit: Annotated[
-        float, typer.Option(min=0, max=1, help="the share of rows that may never be rewarded")
-    ] = 0.02,
-    most: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="the share of rows that one attack may be paid for, and of the wrong answers of "
-            "one kind that may be accepted",
-        ),
-    ] = 0.005,
-    most_guessed: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="the share of rows that may be had by saying the problem's only, first or last "
-            "number, or one of two choices",
-        ),
-    ] = 0.05,
+    limit: _Limit = 0.02,
+    most: _Most = 0.005,
+    most_guessed: _MostGuessed = 0.05,
     out: Annotated[
         Path | None, typer.Option(help="the JSON file [default: runs/verify/NAME.VERIFIER.json]")
     ] = None,
@@ -77,24 +81,12 @@ def verify(
     with exit_codes("the same command begins again"):
         from grpo.console import Screen
         from grpo.preflight.audit import audit
-        from grpo.preflight.audit_report import Limits, check_limits, save, show
+        from grpo.preflight.audit_report import Limits, report
 
         config, judge, plugins = settings(dataset, overrides or [], path, verifier)
-        screen, limits = Screen(), Limits(limit, most, most_guessed)
+        screen = Screen()
         result = audit(config, judge, plugins, screen)
-        show(result, f"{config.name}, verifier {judge.name}", screen, limits)
-        facts = {
-            "data": config.name,
-            "path": config.path,
-            "verifier": judge.name,
-            "options": judge.options,
-            "timeout_s": judge.timeout_s,
-        }
-        out = out or Path("runs/verify") / f"{config.name}.{judge.name}.json"
-        giveaways = out.with_name(f"{out.name.removesuffix('.json')}.giveaways.jsonl")
-        save(result, facts, out, giveaways)
-        screen.note(f"wrote {out} and {giveaways}")
-        check_limits(result, limits, dataset)
+        report(result, (config, judge), Limits(limit, most, most_guessed), out, screen)
 
 
 def settings(

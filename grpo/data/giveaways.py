@@ -14,6 +14,7 @@ from grpo.store.files import replacing
 from grpo.types import Row
 
 FOLDER = Path("runs/verify")
+SUFFIX = ".giveaways.jsonl"
 _KEY = "data.filters.giveaways_file"
 _FORMAT = 1
 
@@ -63,7 +64,7 @@ def fingerprint(row: Row) -> str:
 
 
 def default_path(data: str, verifier: str) -> Path:
-    return FOLDER / f"{data}.{verifier}.giveaways.jsonl"
+    return FOLDER / f"{data}.{verifier}{SUFFIX}"
 
 
 def write_giveaways(

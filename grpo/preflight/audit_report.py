@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.config.data import DataConfig
+from grpo.config.recipe import VerifierConfig
 from grpo.console import Screen
-from grpo.data.giveaways import write_giveaways
+from grpo.data.giveaways import FOLDER, SUFFIX, write_giveaways
 from grpo.errors import RunError
 from grpo.preflight.attacks import GIVEAWAYS, GUESSES, LUCK
 from grpo.preflight.audit import Audit, Finding
@@ -26,6 +28,31 @@ class Limits:
     never: float
     most: float
     guessed: float
+
+
+def report(
+    result: Audit,
+    audited: tuple[DataConfig, VerifierConfig],
+    limits: Limits,
+    out: Path | None,
+    screen: Screen,
+) -> None:
+    """Shows all of it and writes it to `out`, default runs/verify/NAME.VERIFIER.json, and the
+    giveaways beside it. Raises RunError where a limit is exceeded."""
+    config, judge = audited
+    show(result, f"{config.name}, verifier {judge.name}", screen, limits)
+    out = out or FOLDER / f"{config.name}.{judge.name}.json"
+    giveaways = out.with_name(f"{out.name.removesuffix('.json')}{SUFFIX}")
+    facts = {
+        "data": config.name,
+        "path": config.path,
+        "verifier": judge.name,
+        "options": judge.options,
+        "timeout_s": judge.timeout_s,
+    }
+    save(result, facts, out, giveaways)
+    screen.note(f"wrote {out} and {giveaways}")
+    check_limits(result, limits)
 
 
 def show(result: Audit, title: str, screen: Screen, limits: Limits) -> None:
@@ -133,7 +160,7 @@ def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
     return [asdict(finding) for finding in findings]
 
 
-def check_limits(result: Audit, limits: Limits, data: str) -> None:
+def check_limits(result: Audit, limits: Limits) -> None:
     """Raises RunError naming every limit that is exceeded."""
     n, said = result.num_rows, []
     if result.never_share > limits.never:
@@ -157,8 +184,8 @@ def check_limits(result: Audit, limits: Limits, data: str) -> None:
         said += [
             f"{name!r} is paid on {result.had[name]:,} of {n:,} rows "
             f"({_percent(result.had[name], n)}), and the limit is {100 * limit:g} %: leave them "
-            f"out (grpo data prepare {data} filters.giveaways={drop}), use a stricter verifier, "
-            f"or raise {option}"
+            f"out (grpo data prepare, filters.giveaways={drop}), use a stricter verifier, or raise "
+            f"{option}"
             for name in names
             if result.had_share(name) > limit
         ]

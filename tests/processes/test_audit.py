@@ -172,9 +172,9 @@ def test_the_limit_is_a_share_of_the_rows(tmp_path: Path):
     result = audit(config, VerifierConfig(name="picky", workers=1), PLUGINS, Screen())
     assert [finding.row for finding in result.never] == [4]
     assert result.never[0].what.endswith("Answer: $gold$, <answer>gold</answer>: wrong")
-    check_limits(result, Limits(0.25, 1, 1), "rows")
+    check_limits(result, Limits(0.25, 1, 1))
     with pytest.raises(RunError, match=r"1 of 4 rows \(25\.00 %\) can never .* limit is 24 %"):
-        check_limits(result, Limits(0.24, 1, 1), "rows")
+        check_limits(result, Limits(0.24, 1, 1))
 
 
 # --- answers made from the problem alone ---
@@ -257,10 +257,10 @@ def test_a_data_set_of_first_numbers_or_coin_tosses_is_refused(tmp_path: Path):
     result = audit(config, VerifierConfig(name="exact", workers=1), (), Screen())
     assert result.had["its first number"] == result.had["one of two choices"] == 10
     with pytest.raises(RunError) as raised:
-        check_limits(result, Limits(1, 1, 0.05), "rows")
+        check_limits(result, Limits(1, 1, 0.05))
     assert "'its first number' is paid on 10 of 20 rows (50.00 %)" in str(raised.value)
     assert "filters.giveaways=drop_guesses" in str(raised.value)
-    check_limits(result, Limits(1, 0.005, 0.5), "rows")
+    check_limits(result, Limits(1, 0.005, 0.5))
 
 
 def test_a_verifier_that_overlooks_brackets_order_signs_and_degrees_is_found_out(tmp_path: Path):
@@ -275,7 +275,7 @@ def test_a_verifier_that_overlooks_brackets_order_signs_and_degrees_is_found_out
     assert (result.mutated["pair swapped"], result.fooled["pair swapped"]) == (1, 0)
     assert result.had["prose alone"] == 1
     with pytest.raises(RunError) as raised:
-        check_limits(result, Limits(1, 0.2, 1), "rows")
+        check_limits(result, Limits(1, 0.2, 1))
     said = "'brackets flipped' makes 1 of 1 wrong answers (100.00 %) that are paid"
     assert said in str(raised.value)
 
