@@ -16,9 +16,13 @@ MOST_PARTS = 20  # formulas and numbers of one problem that are tried, each
 _MOST_CHOICES = 5
 _LONGEST_PROBLEM = 20_000
 
-_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+# Bounded, so that a text of nothing but openings is read in linear time.
+_MATH = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|(?<!\\)\$(.{1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
+    re.DOTALL,
+)
 # A sum in plain text: 59 + 11, (3+4)*2.
-_SUM = re.compile(r"[\d(][\d.() ]*(?:[-+*/^=×÷]+[\d.() ]+)+")
+_SUM = re.compile(r"[\d(][\d.() ]{0,60}(?:[-+*/^=×÷]{1,3}[\d.() ]{1,60})+")
 _NUMBER = re.compile(r"(?<![\w.\\])-?\d[\d,]*(?:\.\d+)?")
 _PLAIN = re.compile(r"-?[\d.,]+")
 _CHOICE = re.compile(r"([^\s,;:?!]{1,40}),?\s+or\s+([^\s,;:?!]{1,40})")
