@@ -36,7 +36,7 @@ _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+
 _SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _CHARACTER = re.compile(rf"{_LETTER.pattern}|\d")
-_INTEGER = re.compile(r"-?\d+")
+_INTEGER = re.compile(r"(?:[A-Za-z]=)?-?\d+")
 _WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
 
 
@@ -201,7 +201,7 @@ def copied(gold: str, answer: str, problem: str) -> bool:
     of their terms; a value with its unit counts wherever it stands; an integer never.
     """
     given = squeeze(answer)
-    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(squeeze(split_name(answer)[1])):
+    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(given):
         return False
     formulas = _formulas(problem)
     if given in formulas:
