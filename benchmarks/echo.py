@@ -18,6 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from grpo.types import Verdict
 from grpo.verify.pool import VerifierPool
 
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
@@ -40,10 +41,10 @@ def read(path: Path) -> list[tuple[str, str]]:
 def paid(
     pool: VerifierPool, items: list[tuple[str, str, str]], facts: bool
 ) -> Iterator[tuple[str, str, str]]:
-    futures: list[Future[Any]] = [
-        pool.submit(said, gold, **({"problem": problem} if facts else {}))
-        for problem, gold, said in items
-    ]
+    futures: list[Future[Verdict]] = []
+    for problem, gold, said in items:
+        told: dict[str, Any] = {"problem": problem} if facts else {}
+        futures.append(pool.submit(said, gold, **told))
     for item, future in zip(items, futures, strict=True):
         if future.result().reward > 0:
             yield item

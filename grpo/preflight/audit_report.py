@@ -93,16 +93,20 @@ def show(result: Audit, title: str, screen: Screen, limits: Limits) -> None:
 
 
 def _show_attacks(result: Audit, screen: Screen, limits: Limits) -> None:
-    allowed = dict.fromkeys(GIVEAWAYS, f"{limits.most:.2%}")
-    allowed |= dict.fromkeys(GUESSES, f"{limits.guessed:.2%}") | dict.fromkeys(LUCK, "-")
-    lines = [
-        (name, result.attacked[name], result.had[name], _percent(result.had[name], result.num_rows))
-        for name in allowed
-    ]
+    lines: list[tuple[object, ...]] = []
+    for names, allowed in (
+        (GIVEAWAYS, f"{limits.most:.2%}"),
+        (GUESSES, f"{limits.guessed:.2%}"),
+        (LUCK, "-"),
+    ):
+        for name in names:
+            had = result.had[name]
+            share = _percent(had, result.num_rows)
+            lines.append((name, result.attacked[name], had, share, allowed))
     screen.table(
         "answers made from the problem alone, share of all rows",
         ("said", "rows", "paid", "share", "allowed"),
-        [(*line, allowed[line[0]]) for line in lines],
+        lines,
     )
     given = [one for one in result.giveaways if one.kind == "giveaway"]
     shown = [(one.row, one.id, one.attack, _short(one.said)) for one in given[:_SHOWN]]

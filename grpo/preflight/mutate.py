@@ -24,6 +24,7 @@ _DEGREE = re.compile(
     r"(\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])\s*[({]?\s*-?\d+(?:\.\d+)?)"
     r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°)"
 )
+_EXPONENT = re.compile(r"\^\s*\{[^{}]*\}")
 _INNER_SIGN = re.compile(r"(?<=[\w})])\s*([+-])\s*(?=[\w\\({])")
 # Units beside another of the same kind: whoever reads the number alone takes one for the other.
 _OTHER_UNITS = {
@@ -96,8 +97,9 @@ def sign_flipped(gold: str) -> str | None:
 
 
 def inner_sign_changed(gold: str) -> str | None:
-    """With the last plus or minus between two terms turned round: x + 3 to x - 3."""
-    masked = _WORDS.sub(_blank, gold)
+    """With the last plus or minus between two terms turned round: x + 3 to x - 3. Not in an
+    exponent: (-1)^{n-1} is (-1)^{n+1}."""
+    masked = _EXPONENT.sub(_blank, _WORDS.sub(_blank, gold))
     signs = list(_INNER_SIGN.finditer(masked))
     if not signs:
         return None

@@ -165,6 +165,7 @@ def test_swapped_pair(gold: str, expected: str | None):
         (r"2 - \sqrt{3}", r"2 + \sqrt{3}"),
         ("-5", None),
         (r"\text{x-axis}", None),
+        ("(-1)^{n-1} 2n", None),
         ("7", None),
     ],
 )
