@@ -33,8 +33,8 @@ class Row:
     """One problem with its reference answer; `solution` is worked out, or empty. `extra` is what
     the source says of it in other columns, those that somebody asked for.
 
-    Of a row that is a chat `problem` is the last user message, which is what the verifier is told
-    and what is compared and stored; `earlier` are the turns before it, a system turn first.
+    Of a row that is a chat `problem` is the last user message, which is compared and stored;
+    `earlier` are the turns before it, a system turn first.
     """
 
     id: str
@@ -43,6 +43,12 @@ class Row:
     solution: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
     earlier: tuple[Turn, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """All that was said before the response; a formula of an earlier turn is no answer,
+        either."""
+        return "\n\n".join([*(turn.text for turn in self.earlier), self.problem])
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,8 @@ def verify(
         from grpo.preflight.audit_report import Limits, report
 
         config, judge, plugins = settings(dataset, overrides or [], path, verifier)
+        if out is not None and out.is_dir():
+            raise UserError(f"--out {str(out)!r} is a folder: name a file in it")
         screen = Screen()
         result = audit(config, judge, plugins, screen)
         report(result, (config, judge), Limits(limit, most, most_guessed), out, screen)

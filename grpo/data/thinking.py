@@ -7,18 +7,22 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.thinking import TAGS, thinking_ends
 
+_OPENING = ("<think>", "<thinking>", "<thought>", "[THINK]")
+
 
 def opens_thinking(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """What a user says of the tags opens nothing in a chat: the last turn decides, which begins
     behind the last token that the tokenizer adds to its vocabulary and that is no tag itself.
-    Where there is none, a prompt for a base model, all of it counts."""
+    Where there is none, a prompt for a base model, a tag counts that it ends with."""
     added: Any = tokenizer.added_tokens_decoder
     start = len(token_ids)
     while start and not _parts_turns(added.get(token_ids[start - 1])):
         start -= 1
     turn: Any = tokenizer.decode(list(token_ids[start:]))
-    return thinking_ends(turn) is None
+    return (start > 0 or turn.rstrip().endswith(_OPENING)) and thinking_ends(turn) is None
 
 
 def _parts_turns(added: Any) -> bool:
-    return added is not None and not TAGS.fullmatch(added.content.strip())
+    """White space may be a token of its own behind the tag."""
+    content = "" if added is None else added.content.strip()
+    return bool(content) and not TAGS.fullmatch(content)

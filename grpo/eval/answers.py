@@ -124,7 +124,7 @@ def read_stored(
         Answered(
             serial=serial,
             row_id=row.id,
-            problem=row.problem,
+            problem=row.asked,
             answer=row.answer,
             responses=tuple(mine.responses),
             lengths=_known(mine.lengths),

@@ -184,7 +184,7 @@ def _answered(group: Group, config: BenchmarkConfig) -> Answered:
     return Answered(
         serial=group.prompt.serial,
         row_id=row.id,
-        problem=row.problem,
+        problem=row.asked,
         answer=row.answer,
         responses=tuple(response.text for response in responses),
         lengths=tuple(len(response.token_ids) for response in responses),
@@ -201,7 +201,7 @@ def _current(found: Answered, prompt: Prompt, config: BenchmarkConfig) -> Answer
     same = (found.answer, found.thinking) == (row.answer, thinking)
     return replace(
         found,
-        problem=row.problem,
+        problem=row.asked,
         answer=row.answer,
         verdicts=found.verdicts if same else None,
         labels=labels_of(row, config),

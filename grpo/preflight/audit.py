@@ -156,7 +156,7 @@ def _by_row(
     def items() -> Iterable[tuple[str, str, str]]:
         for case in cases:
             waiting.append(case)
-            yield case.response, rows[case.index].answer, rows[case.index].problem
+            yield case.response, rows[case.index].answer, rows[case.index].asked
 
     judged: list[tuple[Case, Verdict]] = []
     for verdict in pool.stream(items()):

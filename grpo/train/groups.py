@@ -83,7 +83,7 @@ def submit(group: Group, verifier: VerifierPool) -> list[Future[Verdict]]:
         verifier.submit(
             response.text,
             row.answer,
-            problem=row.problem,
+            problem=row.asked,
             truncated=response.finish_reason == "length",
             thinking=group.prompt.thinking,
         )

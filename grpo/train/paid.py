@@ -147,7 +147,7 @@ def _paid(groups: Sequence[ScoredGroup]) -> Iterator[PaidAnswer]:
         for response, verdict in zip(group.group.responses, group.verdicts, strict=True):
             if verdict.reward > 0:
                 yield PaidAnswer(
-                    row.problem,
+                    row.asked,
                     row.answer,
                     response.text,
                     verdict.parsed,

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from grpo.errors import UserError
+from grpo.thinking import thinking_ends
 from grpo.types import Verdict
-from grpo.verify.answers import after_thinking, fold
+from grpo.verify.answers import fold
 from grpo.verify.code_tests import CallTests, StreamTests, read_tests
 from grpo.verify.outputs import same_output
 from grpo.verify.programs import blocks, names_in, names_of, program_of
@@ -30,6 +31,8 @@ from grpo.verify.sandbox import (
     run_together,
 )
 
+# Programs may be long: only the end of a response is searched, but more of it than for an answer.
+_TAIL_CHARS = 200_000
 _REASON_CAP = 200
 _TOTAL_TIMEOUT_S = 30.0
 _PACKAGES = ["numpy"]  # of LiveCodeBench's own environment what its programs use
@@ -81,7 +84,9 @@ def code(
     distributions that it may import. Raises UserError where the machine has no sandbox and
     `allow_unsandboxed` is false, RunError where the sandbox does not start.
     """
-    texts = blocks(after_thinking(response, thinking=thinking) or "", truncated=truncated)
+    end = thinking_ends(response, thinking)
+    spoken = "" if end is None else response[end:][-_TAIL_CHARS:]
+    texts = blocks(spoken, truncated=truncated)
     if not texts:
         return Verdict(0.0, "", "no answer")
     try:

@@ -222,3 +222,45 @@ def test_what_the_reference_says_too_is_no_copy(gold: str, answer: str, problem:
 
 def test_an_integer_with_a_name_is_no_copy():
     assert judge("3", "x = 3", Options(), "Find $f(x)$ at $x = 3$.") == "correct: name"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "problem"),
+    [
+        ("x-59=11", "x=70", "What number is 59 + 11?"),
+        ("x-2^3=0", "x=8", "Solve."),
+        (r"\operatorname{lcm}(4,6)", "12", "What is the least common multiple of 4 and 6?"),
+        ("gcd(12,18)", "6", "Find gcd(12, 18)."),
+        (r"\exp(i\pi)", "-1", "Evaluate."),
+    ],
+)
+def test_moving_a_term_or_spelling_a_function_otherwise_works_nothing_out(
+    answer: str, gold: str, problem: str
+):
+    verdict = VERIFIERS["math"](rf"\boxed{{{answer}}}", gold, problem=problem)
+    assert (verdict.reward, verdict.reason) == (0.0, "wrong: not evaluated")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("1:3:999", "1:3:0"),
+        ("4:10:15", "12:30:45"),
+        ("-1:-2:-3", "1:2:3"),
+        ("B. A. C. D.", "B"),
+        ("(B) or (A)", "B"),
+        ("B: wrong; A: right", "B"),
+        ("twenty third", r"\frac{20}{3}"),
+    ],
+)
+def test_a_ratio_a_letter_and_a_number_in_words_are_that_one_alone(answer: str, gold: str):
+    assert VERIFIERS["math"](rf"\boxed{{{answer}}}", gold).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [("2:4:6", "1:2:3"), ("0:2:4", "0:1:2"), ("(E) 5", "E"), ("5=x", "x=5"), ("2x+y=3", "y=-2x+3"),
+     (r"r-2\cos\theta=0", r"r=2\cos\theta"), ("two thirds", r"\frac23")],
+)  # fmt: skip
+def test_what_is_right_beside_them_stays_so(answer: str, gold: str):
+    assert VERIFIERS["math"](rf"\boxed{{{answer}}}", gold).reward == 1.0

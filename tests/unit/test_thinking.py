@@ -164,3 +164,12 @@ def test_training_tells_the_verifier_what_the_prompt_did(thinking: bool):
     prompt = Prompt(0, Row("0", "2+2", "4"), (1,), thinking)
     PendingVerdicts(recipe, judge).add(Group(prompt, (answer, answer)))
     assert judge.facts == [{"problem": "2+2", "truncated": True, "thinking": thinking}] * 2
+
+
+def test_a_tag_within_a_program_is_part_of_it():
+    program = "```python\n# strips <think> blocks\nprint(1)\n```"
+    assert thinking_ends(program) == 0
+    assert thinking_ends(f"<think>```\ndraft\n</think>{program}") == len(
+        "<think>```\ndraft\n</think>"
+    )
+    assert thinking_ends("<think>\n```python\nprint(1)\n```") is None

@@ -35,6 +35,7 @@ _MOST_READ = 20  # by the parser, which takes a few milliseconds for each
 _MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+_GREEK = re.compile(r"\\(?![dt]?frac|sqrt|pi(?![A-Za-z])|cdot|times|left|right)[A-Za-z]+")
 _CHARACTER = re.compile(rf"{_LETTER.pattern}|\d")
 _INTEGER = re.compile(r"(?:[A-Za-z]=)?-?\d+")
 _WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
@@ -56,6 +57,16 @@ def unfinished(text: str) -> bool:
     Of `30 + 6 = 36` the last member counts. Syntax that is not known is taken for a letter.
     """
     return any(_unfinished(split_name(item)[1]) for item in cut(text, _COMMA))
+
+
+def is_unsolved(gold: str, answer: str) -> bool:
+    """Is the answer an equation that leaves the unknown among other terms, `x - 59 = 11`, where the
+    reference gives its value, `x = 70`?"""
+    name, value = split_name(gold)
+    if not name or _LETTER.search(value) or _GREEK.search(value) or "=" not in answer:
+        return False
+    members = [squeeze(member) for item in cut(answer, _COMMA) for member in cut(item, _EQUALS)]
+    return any(_LETTER.search(member) for member in members) and squeeze(name) not in members
 
 
 def _unfinished(item: str) -> bool:

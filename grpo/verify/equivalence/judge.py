@@ -18,7 +18,7 @@ from grpo.verify.equivalence import (
     words,
 )
 from grpo.verify.equivalence.expressions import Options, same_expression
-from grpo.verify.equivalence.finished import copied, unfinished
+from grpo.verify.equivalence.finished import copied, is_unsolved, unfinished
 from grpo.verify.equivalence.guards import too_complex, too_large
 from grpo.verify.equivalence.operations import left_to_do
 from grpo.verify.equivalence.text import Same, mend, squeeze, tidy
@@ -93,7 +93,8 @@ def refusal(gold: str, answer: str, options: Options, problem: str) -> str | Non
     """Why an answer of the right value is not paid, None where it is; both texts are tidy."""
     number = forms.joined(answer, gold)
     unworked = unfinished(number) and not unfinished(gold)
-    if options.evaluated and (unworked or left_to_do(gold, number, problem)):
+    unsolved = is_unsolved(gold, answer)
+    if options.evaluated and (unworked or unsolved or left_to_do(gold, number, problem)):
         return "wrong: not evaluated"
     if options.original and copied(gold, answer, problem):
         return "wrong: copied from the problem"

@@ -8,6 +8,12 @@ from grpo.verify.equivalence.words import plain
 _CHOICE = re.compile(r"\(?([A-H])\)?(?:[.:)]\s*|(?<=\))\s*)(?=\S)(.+)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-H])\)?")
 _ANNOUNCED = re.compile(r"(?:(?:the|options?|choices?|answers?|statements?)\s*)+(?=\(?[A-H])", re.I)
+# Another letter, or words that take the choice back: whoever names several has chosen none.
+_TAKEN_BACK = re.compile(
+    r"(?:^|[\s,;/])\(?[A-H]\)?(?:[.:)]|\s*(?:$|[,;/]|or\b|and\b|is\b))"
+    r"|\b(?:not|wrong|incorrect|false)\b",
+    re.IGNORECASE,
+)
 _SEVERAL = re.compile(r"\(?[A-H]\)?\.?(?:(?:\s*[,;&]\s*|\s+)?(?:and\s+)?\(?[A-H]\)?\.?)+")
 _CIRCLED = re.compile("[①-⑳]")
 _CIRCLED_LIST = re.compile(r"[①-⑳](?:\s*[,;]?\s*(?:and\s*)?[①-⑳])*")
@@ -21,6 +27,8 @@ def choice(gold: str, answer: str, same: Same) -> bool | None:
     if letter is not None:
         given = _ANNOUNCED.sub("", given, count=1)
         match = _CHOICE.fullmatch(given)
+        if match is not None and _TAKEN_BACK.search(match[2]):
+            return False
         other = match[1] if match is not None else given.strip("()")
         return letter[1] == (other.upper() if re.fullmatch("[a-h]", other) else other)
     match = _CHOICE.fullmatch(given)

@@ -21,6 +21,12 @@ _FUNCTION = re.compile(
     r"\\(?:(?P<trig>(?:sin|cos|tan)h?|cot|sec|csc|arc(?:sin|cos|tan))|(?P<log>log|ln|lg)"
     r"|(?P<other>gcd|lcm|max|min|[pb]?mod|det|arg|Re|Im))(?![A-Za-z])"
 )
+# Function names that are no commands: \operatorname{lcm}, \text{sin}, gcd(12, 18).
+_NAMES = "sinh?|cosh?|tanh?|cot|sec|csc|arcsin|arccos|arctan|log|ln|gcd|lcm|max|min|det"
+_SPELLED = re.compile(
+    rf"\\(?:operatorname\*?|mathrm|mathop|text)\s*\{{\s*({_NAMES})\s*\}}"
+    rf"|(?<![\\A-Za-z])({_NAMES})(?=\s*\()"
+)
 _STEP = re.compile(r"\\l(floor|ceil)(?![A-Za-z])(.*?)\\r(?:floor|ceil)")
 _INDEX = re.compile(r"\s*[_^]\s*(\{|\\circ|-?\w)")
 _END = re.compile(r"(?<=[\w)}])\s*[+\-=,;]|[)}\]]|\\(?:sin|cos|tan|log|ln)")
@@ -46,9 +52,11 @@ _LEAST_DIGITS = 3
 _I = re.compile(r"(?<![\\A-Za-z])i(?![A-Za-z])|\\sqrt\s*\{\s*-")
 _LETTERS = re.compile(r"\\?[A-Za-z]+")
 _CONSTANTS = frozenset(
-    (*"ie", *re.findall(r"\S+", r"\pi \frac \sqrt \cdot \times \div \cos \sin \circ"))
+    (*"ie", *re.findall(r"\S+", r"\exp \pi \frac \sqrt \cdot \times \div \cos \sin \circ"))
 )
-_EXPONENTIAL = re.compile(r"(?<![\\A-Za-z])e\s*\^\s*(?:i|\{[^=]*?i|\([^=]*?i)")
+_EXPONENTIAL = re.compile(
+    r"(?:(?<![\\A-Za-z])e\s*\^|\\exp(?![A-Za-z]))\s*(?:i|\{[^=]*?i|\([^=]*?i)"
+)
 _RAISED = re.compile(r"(?:(?<![\\A-Za-z])i|\))\s*\^\s*(?!\{?\s*\\circ)")
 _INNER_SIGN = re.compile(r"(?<=[\w)}])\s*[+-]")
 _CONJUGATE = re.compile(r"\||\\(?:overline|bar)")
@@ -98,6 +106,7 @@ def _exceeds(text: str, allowed: Operations, is_asked: bool) -> bool:
 def _operations(text: str) -> Operations:
     """How many of each kind there are: commands by name, functions of numbers, what is done with
     complex numbers."""
+    text = _SPELLED.sub(lambda match: f"\\{match[1] or match[2]} ", text)
     found = Counter(match[0] for match in _NAMED.finditer(text))
     for match in _FUNCTION.finditer(text):
         if match["other"] and match["other"].endswith("mod") and read_residue(text) is not None:

@@ -36,6 +36,7 @@ _PARTS = {
 _MOST_WORDS = 16
 _SIGN = re.compile(r"(minus|negative)\s+(.+)")
 _RATIO = re.compile(r"[\d.]+(?:\s*(?:is\s+)?to\s+[\d.]+)+")
+_TIME = re.compile(r"\d{1,2}:[0-5]\d:[0-5]\d")
 _PARTED = re.compile(r"(?:\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[^A-Za-z,;=\\])+")
 _TO = re.compile(r"\s*(?:is\s+)?to\s*")
 
@@ -59,7 +60,9 @@ def _spoken(text: str) -> str | None:
     part = _PARTS.get(words[-1]) or _PARTS.get(words[-1].removesuffix("s"))
     if part is not None and len(words) > 1:
         top = 1 if words[:-1] in (["a"], ["an"]) else _whole(words[:-1])
-        return f"\\frac{{{top}}}{{{part}}}" if top is not None else None
+        # "twenty third" is an ordinal.
+        is_ordinal = top != 1 and not words[-1].endswith(("s", "ves"))
+        return f"\\frac{{{top}}}{{{part}}}" if top is not None and not is_ordinal else None
     whole = _whole(words)
     return str(whole) if whole is not None else None
 
@@ -89,7 +92,7 @@ def _whole(words: list[str]) -> int | None:
 
 def ratio(gold: str, answer: str, same: Same) -> bool | None:
     """`3 to 2` for `3:2`, and `2:4:6` for `1:2:3`, which is no quotient. Not `3 to 2` for 3/2:
-    between numbers "to" may part the ends of a range."""
+    between numbers "to" may part the ends of a range. A time, `12:30:45`, is no ratio."""
     texts = [plain(text) for text in (gold, answer)]
     said = [_TO.sub(":", text) if _RATIO.fullmatch(text) else text for text in texts]
     if said != texts:
@@ -100,11 +103,13 @@ def ratio(gold: str, answer: str, same: Same) -> bool | None:
     if len(left) != len(right):
         return False
     golds, answers = ([read_number(part) for part in parts] for parts in (left, right))
-    factors = {
-        answer.worth / gold.worth
+    worths = [
+        (gold.worth, answer.worth)
         for gold, answer in zip(golds, answers, strict=True)
-        if gold is not None and answer is not None and gold.worth
-    }
-    if None not in (*golds, *answers):
-        return len(factors) == 1 and 0 not in factors
-    return all(map(same, left, right))
+        if gold is not None and answer is not None
+    ]
+    if len(worths) < len(left) or _TIME.fullmatch(texts[0]):
+        return all(map(same, left, right))
+    factors = {answer / gold for gold, answer in worths if gold}
+    zeros_agree = all(bool(gold) == bool(answer) for gold, answer in worths)
+    return zeros_agree and len(factors) == 1 and min(factors) > 0
