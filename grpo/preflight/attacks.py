@@ -22,7 +22,7 @@ _MATH = re.compile(
     re.DOTALL,
 )
 # A sum in plain text: 59 + 11, (3+4)*2.
-_SUM = re.compile(r"[\d(][\d.() ]{0,60}(?:[-+*/^=×÷]{1,3}[\d.() ]{1,60})+")
+_SUM = re.compile(r"[\d(][\d.() ]{0,60}(?:[-+*/^=×÷]{1,3}[.( ]{0,9}\d[\d.() ]{0,60})+")
 _NUMBER = re.compile(r"(?<![\w.\\])-?\d[\d,]*(?:\.\d+)?")
 _PLAIN = re.compile(r"-?[\d.,]+")
 _CHOICE = re.compile(r"([^\s,;:?!]{1,40}),?\s+or\s+([^\s,;:?!]{1,40})")

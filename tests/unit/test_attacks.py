@@ -41,6 +41,7 @@ def said(problem: str, attack: str) -> list[str]:
         ("What is 59 + 11? And (3+4)*2?", ["59 + 11", "(3+4)*2"]),
         ("It costs \\$5 or $7$, $1,000$ in all.", []),
         ("Find $x$, $x$ and $y$.", ["x", "y"]),
+        ("draw(8 * dir(3)); 7 - and so on", []),
         ("", []),
     ],
 )
