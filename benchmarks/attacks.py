@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from grpo.cli.verify import LIMIT, MOST, MOST_GUESSED
 from grpo.config.data import Choice, DataConfig
 from grpo.config.load import load_data, load_suite
 from grpo.config.recipe import VerifierConfig
@@ -23,7 +24,7 @@ from grpo.preflight.audit import audit
 from grpo.preflight.audit_report import Limits, report
 from grpo.verify import VERIFIERS
 
-LIMITS = Limits(never=0.02, most=0.005, guessed=0.05)
+LIMITS = Limits(LIMIT, MOST, MOST_GUESSED)
 
 
 class Skipped(Exception):

@@ -106,6 +106,11 @@ class Verdict:
     reason: str
     seconds: float = 0.0
 
+    @property
+    def was_stopped(self) -> bool:
+        """The verifier came to no end, so that nothing is known of the answer."""
+        return self.reason.startswith(("timeout", "verifier crashed"))
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:

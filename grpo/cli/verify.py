@@ -13,6 +13,8 @@ from grpo.config.data import DataConfig
 from grpo.config.recipe import VerifierConfig
 from grpo.errors import UserError
 
+LIMIT, MOST, MOST_GUESSED = 0.02, 0.005, 0.05
+
 _Limit = Annotated[
     float, typer.Option(min=0, max=1, help="the share of rows that may never be rewarded")
 ]
@@ -55,9 +57,9 @@ def verify(
     ] = None,
     *,
     verifier: Annotated[str, typer.Option(help="math, exact, countdown, or a plugin's")] = "math",
-    limit: _Limit = 0.02,
-    most: _Most = 0.005,
-    most_guessed: _MostGuessed = 0.05,
+    limit: _Limit = LIMIT,
+    most: _Most = MOST,
+    most_guessed: _MostGuessed = MOST_GUESSED,
     out: Annotated[
         Path | None, typer.Option(help="the JSON file [default: runs/verify/NAME.VERIFIER.json]")
     ] = None,

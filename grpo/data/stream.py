@@ -84,6 +84,7 @@ class PromptStream:
         self._seed = seed
         self._longest_prompt = longest_prompt
         self._rendered: dict[int, tuple[int, ...]] = {}
+        self._open: dict[int, bool] = {}  # whether the prompt ends within thinking
         self._fingerprint = _fingerprint(self._rows)
         # By identity: ids, and even whole rows, may repeat in a file.
         self._places = {id(row): number for number, row in enumerate(self._rows)}
@@ -152,8 +153,9 @@ class PromptStream:
 
     def _prompt(self, serial: int, index: int) -> Prompt:
         token_ids = self._tokens(index)
-        thinking = opens_thinking(token_ids, self._tokenizer)
-        return Prompt(serial, self._rows[index], token_ids, thinking)
+        if index not in self._open:
+            self._open[index] = opens_thinking(token_ids, self._tokenizer)
+        return Prompt(serial, self._rows[index], token_ids, self._open[index])
 
     def _tokens(self, index: int) -> tuple[int, ...]:
         if index not in self._rendered:

@@ -7,8 +7,6 @@ from transformers import PreTrainedTokenizerBase
 
 from grpo.thinking import TAGS, thinking_ends
 
-_OPENING = ("<think>", "<thinking>", "<thought>", "[THINK]")
-
 
 def opens_thinking(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """What a user says of the tags opens nothing in a chat: the last turn decides, which begins
@@ -19,7 +17,13 @@ def opens_thinking(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase)
     while start and not _parts_turns(added.get(token_ids[start - 1])):
         start -= 1
     turn: Any = tokenizer.decode(list(token_ids[start:]))
-    return (start > 0 or turn.rstrip().endswith(_OPENING)) and thinking_ends(turn) is None
+    if start == 0 and not _ends_with_a_tag(turn):
+        return False
+    return thinking_ends(turn) is None
+
+
+def _ends_with_a_tag(text: str) -> bool:
+    return any(not text[tag.end() :].strip() for tag in TAGS.finditer(text))
 
 
 def _parts_turns(added: Any) -> bool:

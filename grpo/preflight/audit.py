@@ -179,7 +179,7 @@ def _add(result: Audit, index: int, judged: list[tuple[Case, Verdict]]) -> None:
         result.seconds.append(verdict.seconds)
         result.reasons[verdict.reason.split(":")[0]] += 1
         is_accepted = verdict.reward > 0
-        if verdict.reason.startswith(("timeout", "verifier crashed")):
+        if verdict.was_stopped:
             result.stopped.append(found(f"{verdict.reason} on {case.response!r}"))
         kind = case.kinds[0]
         if case.origin == "right":

@@ -110,7 +110,7 @@ def inner_sign_changed(gold: str) -> str | None:
 def brackets_flipped(gold: str) -> str | None:
     """Every end of an interval, or of a union of some, open for closed and closed for open. None
     for what may be a pair: without a square bracket or an infinite end."""
-    bare = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold.strip().strip("$")).strip()
+    bare = _bare(gold)
     parts = _UNION.split(bare)
     if not all(_INTERVAL.fullmatch(part) for part in parts):
         return None
@@ -120,7 +120,7 @@ def brackets_flipped(gold: str) -> str | None:
 def pair_swapped(gold: str) -> str | None:
     """The first two entries of one tuple in each other's place. None where they are the same,
     and for what is an interval."""
-    bare = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold.strip().strip("$")).strip()
+    bare = _bare(gold)
     if not re.fullmatch(r"\([^()\[\]]+\)", bare) or re.search(r"[∞<>=|]|\\(?:infty|pm|mp)", bare):
         return None
     first, second, *others = [*_split(bare[1:-1]), ""]
@@ -178,6 +178,11 @@ def _change(gold: str, which: int, change: Callable[[str], str]) -> str | None:
         return None
     start, end = found[which].span()
     return gold[:start] + change(gold[start:end]) + gold[end:]
+
+
+def _bare(gold: str) -> str:
+    """Without dollar signs around it, and without the commands that let brackets grow."""
+    return re.sub(r"\\(?:left|right)(?![A-Za-z])", "", gold.strip().strip("$")).strip()
 
 
 def _blank(match: re.Match[str]) -> str:

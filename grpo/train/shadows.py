@@ -17,9 +17,6 @@ from grpo.train.groups import submit
 from grpo.types import Group, ScoredGroup, Verdict
 from grpo.verify.pool import VerifierPool
 
-# Of these the shadow says nothing about the answer.
-_NO_OPINION = ("timeout", "verifier crashed")
-
 _Asked = Future[list[Future[Verdict]]]
 
 
@@ -98,7 +95,7 @@ def agreement(groups: Sequence[ScoredGroup], names: Sequence[str]) -> dict[str, 
             for verdict, said in zip(group.verdicts, group.shadows, strict=True):
                 total += 1
                 shadow = said.get(name)
-                if shadow is not None and not shadow.reason.startswith(_NO_OPINION):
+                if shadow is not None and not shadow.was_stopped:
                     pairs.append((verdict.reward > 0, shadow.reward > 0))
         count = len(pairs)
         more = sum(shadow and not paid for paid, shadow in pairs)

@@ -84,10 +84,10 @@ def final_answer(
     return marked(spoken, truncated=truncated, mark=mark)
 
 
-def after_thinking(response: str, *, thinking: bool = False) -> str | None:
-    """What follows the thinking, the last 50,000 characters of it; None where it has no end."""
+def after_thinking(response: str, *, thinking: bool = False, most: int = TAIL_CHARS) -> str | None:
+    """What follows the thinking, the last `most` characters of it; None where it has no end."""
     end = thinking_ends(response, thinking)
-    return None if end is None else response[end:][-TAIL_CHARS:]
+    return None if end is None else response[end:][-most:]
 
 
 def marked(

@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from grpo.errors import UserError
-from grpo.thinking import thinking_ends
 from grpo.types import Verdict
-from grpo.verify.answers import fold
+from grpo.verify.answers import after_thinking, fold
 from grpo.verify.code_tests import CallTests, StreamTests, read_tests
 from grpo.verify.outputs import same_output
 from grpo.verify.programs import blocks, names_in, names_of, program_of
@@ -84,9 +83,8 @@ def code(
     distributions that it may import. Raises UserError where the machine has no sandbox and
     `allow_unsandboxed` is false, RunError where the sandbox does not start.
     """
-    end = thinking_ends(response, thinking)
-    spoken = "" if end is None else response[end:][-_TAIL_CHARS:]
-    texts = blocks(spoken, truncated=truncated)
+    spoken = after_thinking(response, thinking=thinking, most=_TAIL_CHARS)
+    texts = blocks(spoken or "", truncated=truncated)
     if not texts:
         return Verdict(0.0, "", "no answer")
     try:
