@@ -71,15 +71,15 @@ types: $(STAMP)
 quick: $(STAMP)
 	GRPO_TESTS=quick $(VENV)/bin/pytest tests/unit $(WORKERS) $(ARGS)
 
-# What needs no engine side by side; behind it, one at a time, those that start vLLM and DeepSpeed:
-# each of them has work for all cores.
+# First what needs no engine; behind it what starts vLLM and DeepSpeed, by two workers whatever the
+# number of cores: each holds a Ray, an engine and a learner, and while one starts, the other computes.
 .PHONY: test test-full
-test: ## every test, vLLM and DeepSpeed end to end included (a quarter of an hour)
+test: ## every test, vLLM and DeepSpeed end to end included (ten to fifteen minutes)
 test-full: ## the same, and every round of the learner's grid
 test-full: ROUNDS := -m "full or not full"
 test test-full: $(STAMP) $(THEIRS)
 	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)
-	$(VENV)/bin/pytest tests/e2e $(ROUNDS) $(ARGS)
+	$(VENV)/bin/pytest tests/e2e -n 2 --dist loadfile $(ROUNDS) $(ARGS)
 
 .PHONY: differential
 differential: $(STAMP) $(THEIRS) ## our estimators against TRL's and verl's own code
