@@ -11,16 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo.config.data import DataConfig
+from grpo.verify.equivalence.copies import formulas as formulas_of
+from grpo.verify.equivalence.text import MATH
 
 MOST_PARTS = 20  # formulas and numbers of one problem that are tried, each
 _MOST_CHOICES = 5
 _LONGEST_PROBLEM = 20_000
 
-# Bounded, so that a text of nothing but openings is read in linear time.
-_MATH = re.compile(
-    r"\$\$(.{1,2000}?)\$\$|(?<!\\)\$(.{1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
-    re.DOTALL,
-)
 # A sum in plain text: 59 + 11, (3+4)*2.
 _SUM = re.compile(r"[\d(][\d.() ]{0,60}(?:[-+*/^=×÷]{1,3}[.( ]{0,9}\d[\d.() ]{0,60})+")
 _NUMBER = re.compile(r"(?<![\w.\\])-?\d[\d,]*(?:\.\d+)?")
@@ -121,8 +118,8 @@ def marks_of(config: DataConfig, options: Mapping[str, object]) -> list[Callable
 
 def formulas(problem: str) -> list[str]:
     """The formulas of a problem that are more than a number, each once, at most MOST_PARTS."""
-    spans = [next(group for group in match.groups() if group) for match in _MATH.finditer(problem)]
-    sums = _SUM.findall(_MATH.sub(" ", problem))
+    spans = formulas_of(problem)
+    sums = _SUM.findall(MATH.sub(" ", problem))
     found = dict.fromkeys(span.strip().rstrip(".,;?").rstrip() for span in [*spans, *sums])
     return [one for one in found if one and not _PLAIN.fullmatch(one)][:MOST_PARTS]
 

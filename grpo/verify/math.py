@@ -22,7 +22,8 @@ from grpo.verify.answers import (
 from grpo.verify.equivalence import Options, judge, refusal
 from grpo.verify.equivalence.guards import too_large
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import squeeze, tidy
+from grpo.verify.equivalence.spelling import tidy
+from grpo.verify.equivalence.text import squeeze
 from grpo.verify.registry import VERIFIERS
 
 # math-verify warns that its alarm is off. The alarm works in a main thread only and does not

@@ -7,7 +7,7 @@ from typing import Any
 from grpo.types import Verdict
 from grpo.verify.answers import Marked, final_answer
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import tidy
+from grpo.verify.equivalence.spelling import tidy
 from grpo.verify.math import math
 from grpo.verify.registry import VERIFIERS
 

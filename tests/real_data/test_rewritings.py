@@ -1,6 +1,7 @@
 """Published references, rewritten as people rewrite an answer: each stays right."""
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.real_data.test_rewards import DATA, boxed, read
 pytestmark = pytest.mark.skipif(not DATA.exists(), reason="../shared is not here")
 
 ROWS = 2_000
+_COUNTED = re.compile(r"[Hh]ow many (?:more |fewer )?(?!does|was|has|this|less)([a-z]{2,}s)\b")
 FILES = sorted([*DATA.glob("eval/*.jsonl"), *DATA.glob("train/*.jsonl")])
 
 
@@ -41,6 +43,22 @@ def test_a_reference_is_paid_however_it_is_written(pool: VerifierPool, path: Pat
     assert len(refused) <= 0.005 * len(applied), refused
     counts, lost = (Counter(name for name, *_ in items) for items in (applied, refused))
     assert not [name for name in lost if counts[name] >= 100 and lost[name] > 0.01 * counts[name]]
+
+
+@pytest.mark.parametrize("name", ["eval/gsm8k_test", "train/math_train", "eval/math_test_5000"])
+def test_a_count_is_paid_with_what_the_problem_counts(pool: VerifierPool, name: str):
+    """An integer with the noun behind "how many", bare and as text."""
+    asked = [
+        (boxed(written), str(row["answer"]), row["problem"])
+        for row in read(DATA / f"{name}.jsonl")
+        for noun in _COUNTED.findall(row["problem"])[:1]
+        if re.fullmatch(r"-?[\d,.]+", str(row["answer"]))
+        for written in (f"{row['answer']} {noun}", f"{row['answer']}\\text{{ {noun}}}")
+    ]
+    judged = list(pool.stream(asked))
+    refused = [item for item, verdict in zip(asked, judged, strict=True) if not verdict.reward]
+    assert len(asked) > 300
+    assert len(refused) <= 0.005 * len(asked), refused
 
 
 def test_the_rewritings_are_what_they_say():

@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 
 from grpo.verify import VERIFIERS
 from grpo.verify.equivalence import Options, judge
-from grpo.verify.equivalence.finished import copied, unfinished
+from grpo.verify.equivalence.copies import copied
+from grpo.verify.equivalence.finished import unfinished
 from grpo.verify.equivalence.operations import left_to_do
-from grpo.verify.equivalence.text import tidy
+from grpo.verify.equivalence.spelling import tidy
 from tests.examples import examples
 
 

@@ -57,6 +57,7 @@ _EQUATION = re.compile(r"(?<![<>!:])=")
 
 _DIGITS = 30
 _DIFFER = sympy.Float("1e-9")
+_PRIMED = re.compile(r"[A-Za-z\d)}]'+")
 _AGREE = sympy.Float("1e-20")
 _NOTHING = sympy.Float("1e-60")
 _POINTS_NEEDED = 6
@@ -143,7 +144,7 @@ def _mixes_cases(text: str) -> bool:
 
 
 def _unknown(word: str) -> bool:
-    return FUNCTION.match(word) is None and word not in ("sqrt", "frac", "infty")
+    return FUNCTION.fullmatch(word) is None and word not in ("sqrt", "frac", "infty")
 
 
 def same_expression(gold: str, answer: str, options: Options) -> bool:
@@ -155,7 +156,7 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
         return False
     if _EQUATION.search(answer) and not _EQUATION.search(gold):
         return False
-    if not same_bases(gold, answer):
+    if not same_bases(gold, answer) or _primed(gold) != _primed(answer):
         return False
     decimal = _same_decimal(gold, answer, options)
     if decimal is not None:
@@ -183,6 +184,11 @@ def _with_imaginary_unit(left: Any, right: Any, texts: str) -> tuple[Any, Any]:
         return left, right
     unit = dict.fromkeys(symbols, sympy.I)
     return left.subs(unit), right.subs(unit)
+
+
+def _primed(text: str) -> set[str]:
+    """What has primes, `f'`, with them; math-verify reads `f` alone."""
+    return set(_PRIMED.findall(text))
 
 
 def same_bases(gold: str, answer: str) -> bool:

@@ -1,18 +1,15 @@
-"""Whether an answer was worked out: nothing left to compute in it, and not the problem's own words.
+"""Whether an answer was worked out: nothing is left to compute in it.
 
-`59 + 11` equals 70, and `99^2 + 99 + 1` stands in the problem: whoever is asked for the value and
-answers so has computed nothing.
+`59 + 11` equals 70: whoever is asked for the value and answers so has computed nothing.
 """
 
 import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from grpo.verify.equivalence.expressions import canonical
-from grpo.verify.equivalence.guards import too_large
 from grpo.verify.equivalence.lists import split_name
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import cut, squeeze, tidy
+from grpo.verify.equivalence.text import cut, squeeze
 
 _TOKENS = re.compile(
     r"(?P<number>\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
@@ -29,16 +26,8 @@ _CONSTANTS = frozenset((r"\pi", r"\infty", r"\theta", r"\alpha", r"\beta", r"\ga
 _FRACTION = re.compile(r"\\[dtc]?frac")
 _DEEPEST = 60
 _MOST_TOKENS = 2_000
-_LONGEST_PROBLEM = 20_000
-_MOST_FORMULAS = 200
-_MOST_READ = 20  # by the parser, which takes a few milliseconds for each
-_MATH = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(.+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _GREEK = re.compile(r"\\(?![dt]?frac|sqrt|pi(?![A-Za-z])|cdot|times|left|right)[A-Za-z]+")
-_CHARACTER = re.compile(rf"{_LETTER.pattern}|\d")
-_INTEGER = re.compile(r"(?:[A-Za-z]=)?-?\d+")
-_WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
 
 
 class _Part(NamedTuple):
@@ -203,51 +192,3 @@ class _Reader:
         self._depth -= 1
         left = any(part.left for part in parts)
         return parts[0] if len(parts) == 1 else _Part(False, left)
-
-
-def copied(gold: str, answer: str, problem: str) -> bool:
-    """Is the answer a formula of the problem, where the gold is another one of the same value?
-
-    Whole formulas count, the sides of their relations and the items of their lists, in any order
-    of their terms; a value with its unit counts wherever it stands; an integer never.
-    """
-    given = squeeze(answer)
-    if not problem or given == squeeze(gold) or _INTEGER.fullmatch(given):
-        return False
-    formulas = _formulas(problem)
-    if given in formulas:
-        return True
-    measured = _WITH_UNIT.fullmatch(given)
-    if measured is not None:
-        wanted = rf"(?<![\w.]){re.escape(measured[1])}\s*{measured[2]}(?![A-Za-z])"
-        return re.search(wanted, _opened(problem)) is not None
-    if read_number(answer) is not None:
-        return False
-    # In another order it has the same characters. Without letters it is evaluated as it is read.
-    written = sorted(_CHARACTER.findall(answer))
-    alike = [
-        formula
-        for formula in formulas.values()
-        if _LETTER.search(formula) and sorted(_CHARACTER.findall(formula)) == written
-    ]
-    expression = canonical(answer) if alike else None
-    if expression is None or canonical(gold) == expression:
-        return False
-    return any(canonical(formula) == expression for formula in alike[:_MOST_READ])
-
-
-@lru_cache(maxsize=512)
-def _formulas(problem: str) -> dict[str, str]:
-    """Every formula of the problem and its sides, squeezed, with its tidy text."""
-    found: dict[str, str] = {}
-    for match in _MATH.finditer(problem[:_LONGEST_PROBLEM]):
-        whole = tidy(next(group for group in match.groups() if group is not None))
-        for part in (whole, *cut(whole, _SIDES)):
-            if part and len(found) < _MOST_FORMULAS and not too_large(part):
-                found.setdefault(squeeze(part), part)
-    return found
-
-
-@lru_cache(maxsize=512)
-def _opened(problem: str) -> str:
-    return squeeze(tidy(problem[:_LONGEST_PROBLEM]))

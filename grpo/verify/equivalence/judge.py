@@ -17,11 +17,13 @@ from grpo.verify.equivalence import (
     vectors,
     words,
 )
+from grpo.verify.equivalence.copies import copied
 from grpo.verify.equivalence.expressions import Options, same_expression
-from grpo.verify.equivalence.finished import copied, is_unsolved, unfinished
+from grpo.verify.equivalence.finished import is_unsolved, unfinished
 from grpo.verify.equivalence.guards import too_complex, too_large
 from grpo.verify.equivalence.operations import left_to_do
-from grpo.verify.equivalence.text import Same, mend, squeeze, tidy
+from grpo.verify.equivalence.spelling import mend, tidy
+from grpo.verify.equivalence.text import Same, squeeze
 from grpo.verify.equivalence.units import nouns_of
 
 # (gold, answer, same) -> True: accepted; False: refused, whatever the others say; None: not mine.

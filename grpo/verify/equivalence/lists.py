@@ -6,12 +6,14 @@ from itertools import product
 
 from grpo.verify.equivalence.numbers import read_number
 from grpo.verify.equivalence.text import Same, cut, items, outside, squeeze, trim, unwrap
+from grpo.verify.equivalence.units import split_unit
 from grpo.verify.equivalence.words import plain
 
 _LONGEST_LIST = 60
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
 _SYMBOL = (
-    r"(?:\\?[A-Za-z]+|\|[A-Za-z]{1,3}\||\\text\{[^{}]*\})(?:_(?:\{[^{}]*\}|\w))?'?"
+    r"(?:\\?[A-Za-z]+|\|[A-Za-z]{1,3}\||\\(?:text|mathbb|mathcal)\{[^{}]*\})"
+    r"(?:_(?:\{[^{}]*\}|\w))?(?:\^\s*(?:\{\s*-1\s*\}|-1))?'?"
     r"(?:\([A-Za-z0-9,\s+-]{1,12}\))?"
 )
 _NAME = re.compile(
@@ -100,9 +102,17 @@ def _values(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
     return readings
 
 
+def _is_number(text: str) -> bool:
+    """One number with or without its unit: `58,500 plates`."""
+    number = split_unit(text)[0]
+    return read_number(number) is not None and "," not in text[len(number) :]
+
+
 def values(gold: str, answer: str, same: Same) -> bool | None:
     """Lists item by item. Unordered unless one side is in parentheses or names its values
     differently from the other; every item must be met, and no item left over."""
+    if _is_number(gold) and _is_number(answer):
+        return None
     applies = False
     for (left, golds), (right, answers) in product(_values(gold), _values(answer)):
         if max(len(golds), len(answers)) < 2:

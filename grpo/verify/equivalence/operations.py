@@ -21,12 +21,6 @@ _FUNCTION = re.compile(
     r"\\(?:(?P<trig>(?:sin|cos|tan)h?|cot|sec|csc|arc(?:sin|cos|tan))|(?P<log>log|ln|lg)"
     r"|(?P<other>gcd|lcm|max|min|[pb]?mod|det|arg|Re|Im))(?![A-Za-z])"
 )
-# Function names that are no commands: \operatorname{lcm}, \text{sin}, gcd(12, 18).
-_NAMES = "sinh?|cosh?|tanh?|cot|sec|csc|arcsin|arccos|arctan|log|ln|gcd|lcm|max|min|det"
-_SPELLED = re.compile(
-    rf"\\(?:operatorname\*?|mathrm|mathop|text)\s*\{{\s*({_NAMES})\s*\}}"
-    rf"|(?<![\\A-Za-z])({_NAMES})(?=\s*\()"
-)
 _STEP = re.compile(r"\\l(floor|ceil)(?![A-Za-z])(.*?)\\r(?:floor|ceil)")
 _INDEX = re.compile(r"\s*[_^]\s*(\{|\\circ|-?\w)")
 _END = re.compile(r"(?<=[\w)}])\s*[+\-=,;]|[)}\]]|\\(?:sin|cos|tan|log|ln)")
@@ -106,7 +100,6 @@ def _exceeds(text: str, allowed: Operations, is_asked: bool) -> bool:
 def _operations(text: str) -> Operations:
     """How many of each kind there are: commands by name, functions of numbers, what is done with
     complex numbers."""
-    text = _SPELLED.sub(lambda match: f"\\{match[1] or match[2]} ", text)
     found = Counter(match[0] for match in _NAMED.finditer(text))
     for match in _FUNCTION.finditer(text):
         if match["other"] and match["other"].endswith("mod") and read_residue(text) is not None:

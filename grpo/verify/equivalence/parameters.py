@@ -47,7 +47,10 @@ def _split(text: str) -> tuple[str, str]:
     match = _DECLARED.search(text)
     if match is None or not _SAID.search(match[0]) or not match.start():
         return text, ""
-    return trim(text[: match.start()]), match[1] or match[2] or ""
+    head = text[: match.start()]
+    if head.count("{") != head.count("}"):
+        return text, ""  # the declaration begins within a text command
+    return trim(head), match[1] or match[2] or ""
 
 
 def _turns(text: str) -> str:

@@ -12,7 +12,7 @@ from grpo.verify.equivalence.numbers import (
     same_percentage,
 )
 from grpo.verify.equivalence.text import FUNCTION_OF, Same, cut
-from grpo.verify.equivalence.units import same_unit, split_unit
+from grpo.verify.equivalence.units import same_unit, split_noun, split_unit
 
 _OR = re.compile(r"\\text\{\s*OR\s*\}|(?<![A-Za-z\\])OR(?![A-Za-z])")
 _COMMA = re.compile(r"(-?\d+),(\d+)")
@@ -108,8 +108,10 @@ def units(gold: str, answer: str, same: Same, exact: bool, nouns: frozenset[str]
     and `300\\text{ cm}`. `exact`: in a list, a noun must be the same noun. `nouns`: those of the
     problem, which may stand behind a bare gold."""
     (left, gold_unit), (right, answer_unit) = split_unit(gold), split_unit(answer)
-    if not gold_unit and not answer_unit:
-        return None
+    if right == answer and read_number(gold) is not None:
+        right, answer_unit = split_noun(answer, nouns)
+    if not gold_unit and not answer_unit:  # "units" counts nothing
+        return None if (left, right) == (gold, answer) else same(left, right)
     if gold_unit == "degree" and not answer_unit and FUNCTION_OF.search(right):
         return None  # the sign belongs to what the function is of
     angle = _radians(left, gold_unit, right, answer_unit)

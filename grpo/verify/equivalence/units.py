@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from grpo.verify.equivalence.dimensions import Unit, is_part, read_unit, unit_named
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import FUNCTION, trim
+from grpo.verify.equivalence.text import FUNCTION, MATH, trim
 
 _MANY = {
     "dozen": 12,
@@ -58,7 +58,12 @@ _RAW_TAIL = re.compile(
     r"(?<=[\d})\s%])\s*((?:[A-Za-z]{2,}|(?<=\s)[A-Za-z])(?:[A-Za-z\s./^\d{}-]|\\cdot(?![A-Za-z]))*)$"
 )
 _CHINESE_TAIL = re.compile(r"(?<=[\d}])\s*([\u4e00-\u9fff]+)$")
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
+_LONGEST_PROBLEM = 20_000
 _TEXT_TAIL = re.compile(r"\s*\\text\{.*$", re.DOTALL)
+_SHORT = re.compile(r"(?<![A-Za-z])[A-Za-z]{3}(?![A-Za-z])")
+_SHORT_NOUN = re.compile(r"(.*\d)\s+([A-Za-z]{3})")
+_ASKED = re.compile(r"\b[Hh]ow (?:many|much) ([a-z]+)(?: ([a-z]+))?")
 _POWER = re.compile(r"\^\s*\{?\s*(-?[1-9])\s*\}?")
 _WORDS = re.compile(r"[A-Za-z¢°µμΩÅ]+|[\u4e00-\u9fff]+|\^-?\d|\d+|/|[^\s\w.,]")
 # Letters alone that are a unit behind a number, and not a variable.
@@ -79,16 +84,16 @@ def split_unit(text: str) -> tuple[str, str]:
             match = re.search(r"\s*\^\s*\\circ\s*[CFK]?$", text)
             unit = match[0] if match is not None else ""
     core = trim(text[: match.start()]) if match is not None and unit else text
-    if core and core[-1] in "_^\\=<>+-*/":
+    if not core or core[-1] in "_^\\=<>+-*/":
         return text, ""
-    return core, _fold(unit) if core else ""
+    return core, _fold(unit)
 
 
 def _is_raw_unit(core: str, unit: str) -> bool:
     """Words outside of a text command may be variables: only known ones behind a number count, or
     a word of four letters."""
     words = re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]+", unit.replace("\\cdot", ""))
-    if FUNCTION.match(words[0]):
+    if FUNCTION.fullmatch(words[0]) and not all(map(_is_known, words)):  # 30 min, 30 sec are units
         return False
     if any(len(word) >= 4 or word[0] > "z" for word in words):
         return True
@@ -104,7 +109,7 @@ def _is_known(word: str) -> bool:
 def _fold(unit: str) -> str:
     unit = re.sub(r"\^\s*\{?\s*\\circ\s*\}?\s*([CF]?)\b", _temperature, unit)
     unit = _POWER.sub(r" ^\1 ", re.sub(r"\\text\{|\\cdot(?![A-Za-z])", " ", unit))
-    unit = re.sub(r"[{}()]", " ", unit)
+    unit = re.sub(r"(?<=[A-Za-z])'s?(?![A-Za-z])", "", re.sub(r"[{}()]", " ", unit))
     unit = re.sub(r"(?<=[a-zA-Z])\.\s*(?=[a-zA-Z]\b)", "", unit)  # a.m.
     unit = re.sub(r"(?<!\^)-", " ", unit.replace("\\", " "))
     words = _WORDS.findall(unit)
@@ -133,8 +138,22 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=512)
 def nouns_of(problem: str) -> frozenset[str]:
-    """The words of a problem, in the singular: what an answer to it may be counted in."""
-    return frozenset(map(_noun, re.findall(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", problem))) - LOADED
+    """The words of a problem, in the singular: what an answer to it may be counted in. Words
+    that say more, as "dozen" and "more", are among them only where it asks "how many dozens" and
+    "how many more"; three letters of a formula are no word."""
+    problem = problem[:_LONGEST_PROBLEM]
+    prose = MATH.sub(lambda match: " ".join(_TEXT.findall(match[0])), problem)
+    words = re.findall(r"[A-Za-z]{4,}|[\u4e00-\u9fff]", problem) + _SHORT.findall(prose)
+    asked = {_noun(word) for pair in _ASKED.findall(problem) for word in pair if word}
+    return (frozenset(map(_noun, words)) - LOADED - frozenset(_MANY)) | asked
+
+
+def split_noun(text: str, nouns: frozenset[str]) -> tuple[str, str]:
+    """A number and a noun of the problem that is short enough to be variables: `5 men`."""
+    match = _SHORT_NOUN.fullmatch(text)
+    if match is None or read_number(match[1]) is None or _noun(match[2]) not in nouns:
+        return text, ""
+    return match[1], _noun(match[2])
 
 
 def same_unit(
@@ -148,12 +167,14 @@ def same_unit(
     """
     gold_words, answer_words = gold.split(), answer.split()
     factor = Fraction(1)
+    asked = frozenset() if gold_words else nouns
     for word in answer_words:
-        factor *= _MANY.get(word, 1)
+        factor *= 1 if word in asked else _MANY.get(word, 1)
     for word in gold_words:
         factor /= _MANY.get(word, 1)
     gold_words = [word for word in gold_words if word not in _MANY]
     answer_words = [word for word in answer_words if word not in _MANY]
+    answer_words = [word for word in answer_words if word not in asked or word not in LOADED]
     if not answer_words or _spelled(gold_words) == _spelled(answer_words):
         return factor if _loaded(gold_words) == _loaded(answer_words) else None
     (left, golds), (right, answers) = _parted(gold_words), _parted(answer_words)
