@@ -9,7 +9,8 @@ hard: answers labelled right or wrong (verifier/hardverify_math*.jsonl), for eac
       ones accepted and the wrong ones accepted, over all problems and over two random halves
 tests: math-verify's own test cases; rows that it gets right and we do not
 gold: every reference of eval/ and train/ judged against itself in three formats, refused rows by id
-fuzz: 10,000 generated strings: verdicts by reason, answers per second and core of both, in turns
+fuzz: 10,000 generated strings: verdicts by reason, those over the deadline, answers per second and
+      core of both, in turns
 """
 
 import json
@@ -156,6 +157,7 @@ def fuzz(data: Path, pools: dict[str, VerifierPool]) -> None:
     seconds = dict.fromkeys(pools, 0.0)
     reasons: dict[str, Counter[str]] = {name: Counter() for name in pools}
     slowest = dict.fromkeys(pools, 0.0)
+    late: dict[str, list[tuple[str, str]]] = {name: [] for name in pools}
     for turn in turns(pairs):
         for name, pool in pools.items():
             started = time.monotonic()
@@ -163,10 +165,17 @@ def fuzz(data: Path, pools: dict[str, VerifierPool]) -> None:
             seconds[name] += time.monotonic() - started
             reasons[name].update(verdict.reason.split(":")[0] for verdict in verdicts)
             slowest[name] = max(slowest[name], *(verdict.seconds for verdict in verdicts))
+            late[name] += [
+                pair
+                for pair, verdict in zip(turn, verdicts, strict=True)
+                if verdict.reason == "timeout"
+            ]
     for name in pools:
         rate = len(pairs) / seconds[name]
         counts = dict(reasons[name])
         print(f"fuzz  {name}: {rate:.1f} answers/s, slowest {slowest[name]:.2f} s, {counts}")
+        for text, answer in late[name]:
+            print(f"fuzz    timeout: {text!r} for {answer!r}")
 
 
 def main(folder: str, *parts: str) -> None:

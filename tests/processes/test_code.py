@@ -67,6 +67,12 @@ def test_an_example_of_its_use_behind_a_function_is_not_the_program(answer: str)
 
 
 @needs_linux
+def test_a_program_of_150_000_characters_is_judged_whole():
+    table = f"table = [{'0, ' * 50_000}]\n"
+    assert reward(f"import sys\n{table}{SUMS}", SUM) == 1.0
+
+
+@needs_linux
 def test_what_a_prelude_defines_is_not_taken_from_a_draft():
     cases = [{"input": "5", "output": "2", "testtype": "stdin"}]
     draft = "import math\nprint(math.sqrt(int(input())))"

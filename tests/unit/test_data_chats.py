@@ -26,6 +26,7 @@ from grpo.data.rows import to_row
 from grpo.errors import UserError
 from grpo.learner.build import build_tokenizer
 from grpo.types import Row, Turn
+from grpo.verify import VERIFIERS
 from tests.examples import examples
 
 TOKENIZER = build_tokenizer(BuildConfig(alphabet="abcdefghijklmnopqrstuvwxyz0123456789+=?.|<> \n"))
@@ -267,3 +268,12 @@ def test_a_template_may_leave_out_what_an_assistant_thought():
     thought = Turn("assistant", "<think>b</think>a")
     row = Row("1", "b", "4", earlier=(Turn("user", "a"), thought))
     assert tokenizer.decode(list(render(row, config_of(), tokenizer))) == "aab"
+
+
+def test_a_formula_of_an_earlier_turn_is_no_answer_either():
+    turns = (Turn("user", "Here is $x^2-1$."), Turn("assistant", "I see it."))
+    row = Row("1", "Factor it.", "(x-1)(x+1)", earlier=turns)
+    assert row.asked == "Here is $x^2-1$.\n\nI see it.\n\nFactor it."
+    for problem, reward in ((row.asked, 0.0), (row.problem, 1.0)):
+        assert VERIFIERS["math"](r"\boxed{x^2-1}", row.answer, problem=problem).reward == reward
+    assert VERIFIERS["math"](r"\boxed{(x+1)(x-1)}", row.answer, problem=row.asked).reward == 1.0

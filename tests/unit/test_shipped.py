@@ -99,6 +99,10 @@ def test_a_name_of_two_kinds_asks_which_one():
         (["check", "tiny_cpu", "eval.suite=paperr"], "did you mean 'paper'?"),
         (["recipes", "tiny"], "no file 'tiny', neither as a file nor in the package"),
         (["check", "folder"], "folder is a folder, expected the file of a recipe"),
+        (
+            ["verify", "arithmetic", "--out", "folder"],
+            "--out 'folder' is a folder: name a ",
+        ),
     ],
 )
 def test_a_name_that_is_nowhere_lists_what_there_is(command: list[str], said: str):

@@ -13,7 +13,7 @@ _LONGEST_LIST = 60
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
 _SYMBOL = (
     r"(?:\\?[A-Za-z]+|\|[A-Za-z]{1,3}\||\\(?:text|mathbb|mathcal)\{[^{}]*\})"
-    r"(?:_(?:\{[^{}]*\}|\w))?(?:\^\s*(?:\{\s*-1\s*\}|-1))?'?"
+    r"(?:_(?:\{[^{}]*\}|\w))?(?:\^\s*(?:\{\s*-1\s*\}|-1)(?=\s*\())?'?"
     r"(?:\([A-Za-z0-9,\s+-]{1,12}\))?"
 )
 _NAME = re.compile(
@@ -53,6 +53,8 @@ def same_name(gold: str, answer: str) -> bool:
     """Equal, or the same letter with and without an index or arguments: `m` and `m_{max}`."""
     if gold == answer or not (gold and answer):
         return True
+    if ("^" in gold) != ("^" in answer):
+        return False  # f and its inverse
     heads = [re.match(r"\\?[A-Za-z]+", name) for name in (gold, answer)]
     return (
         heads[0] is not None

@@ -175,7 +175,9 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         " ",
     ),
     (
-        re.compile(r"([£€¥￥₹])\s*(\d[\d,]*(?:\.\d+)?)|(\d[\d,]*(?:\.\d+)?)\s*([£€¥￥₹])"),
+        re.compile(
+            r"([£€¥￥₹])\s*(\d[\d,]*(?:\.\d+)?)|(?<![\d,.])(\d[\d,]*(?:\.\d+)?)\s*([£€¥￥₹])"
+        ),
         _currency,
     ),
     # **18** in Markdown, and 2**3 in a program

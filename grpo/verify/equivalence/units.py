@@ -63,7 +63,9 @@ _LONGEST_PROBLEM = 20_000
 _TEXT_TAIL = re.compile(r"\s*\\text\{.*$", re.DOTALL)
 _SHORT = re.compile(r"(?<![A-Za-z])[A-Za-z]{3}(?![A-Za-z])")
 _SHORT_NOUN = re.compile(r"(.*\d)\s+([A-Za-z]{3})")
-_ASKED = re.compile(r"\b[Hh]ow (?:many|much) ([a-z]+)(?: ([a-z]+))?")
+_ASKED = re.compile(
+    r"\b[Hh]ow (?:many|much) (?:(more|fewer|less) )?(?!(?:not?|or|and|if|except)\b)([a-z]+)"
+)
 _POWER = re.compile(r"\^\s*\{?\s*(-?[1-9])\s*\}?")
 _WORDS = re.compile(r"[A-Za-z¢°µμΩÅ]+|[\u4e00-\u9fff]+|\^-?\d|\d+|/|[^\s\w.,]")
 # Letters alone that are a unit behind a number, and not a variable.
