@@ -219,9 +219,10 @@ class ScheduleConfig(Section):
 
 
 class CanaryConfig(Section):
-    """After a sync, engines and learner score one prompt; where they differ, the run stops."""
+    """At the start and after a sync, engines and learner score one prompt, at temperature 1; where
+    they differ, the run stops."""
 
-    every: int = Field(default=1, ge=0, description="syncs between checks; 0: never")
+    every: int = Field(default=1, ge=0, description="steps between checks; 0: at the start alone")
     tolerance: float | None = Field(
         default=None, gt=0, description="nats; default: 1e-3 float32, 0.3 bfloat16"
     )

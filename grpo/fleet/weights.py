@@ -111,9 +111,9 @@ class WeightSync:
         self._num_updates += 1
         return UpdateStats(time.monotonic() - started, self._num_bytes, parts)
 
-    def canary_due(self) -> bool:
+    def canary_due(self, step: int) -> bool:
         every = self._config.canary.every
-        return every > 0 and self._num_updates % every == 0
+        return every > 0 and step % every == 0
 
     def check_canary(self, dtype: str) -> float:
         """Largest logprob difference, in nats, between the learner and any engine on the canary.
@@ -129,7 +129,7 @@ class WeightSync:
                 "training has diverged. Resume from an earlier checkpoint (--resume DIR) with a "
                 "lower learner.lr or learner.grad_clip"
             )
-        worst = 0.0
+        worst, where = 0.0, ""
         for worker, engine in zip(
             self._rollouts.workers, self._rollouts.score(self._canary), strict=True
         ):
@@ -140,16 +140,26 @@ class WeightSync:
                     "the engine. Resume from the last checkpoint; if it happens again, try another "
                     "sync.transport or model.dtype"
                 )
-            apart = (abs(a - b) for a, b in zip(expected, engine, strict=True))
-            worst = max(worst, *apart)
+            apart, position = _furthest(expected, engine)
+            if apart > worst:
+                ours, theirs = expected[position], engine[position]
+                worst = apart
+                where = f"token {position + 1} scores {theirs:.6g} in {worker.name}, {ours:.6g}"
         if worst > tolerance:
             raise RunError(
                 f"after weight update {self._num_updates} the engines and the learner score the "
-                f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): the update "
-                "did not arrive whole. Resume from the last checkpoint; if it happens again, try "
-                "another sync.transport, or raise sync.canary.tolerance for a low-precision engine"
+                f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): {where} in "
+                "the learner. The update did not arrive whole. Resume from the last checkpoint; if "
+                "it happens again, try another sync.transport, or raise sync.canary.tolerance for "
+                "a low-precision engine"
             )
         return worst
+
+
+def _furthest(expected: list[float], found: list[float]) -> tuple[float, int]:
+    """The largest difference and where it is, from 0."""
+    apart = [abs(ours - theirs) for ours, theirs in zip(expected, found, strict=True)]
+    return max(apart), apart.index(max(apart))
 
 
 def _not_finite(logprobs: list[float]) -> str | None:

@@ -32,10 +32,12 @@ class Policy(nn.Module):
         where: attention.Segments,
         predict_T: torch.Tensor,
         targets_T: torch.Tensor,
+        *,
         entropy: bool = True,
+        temperature: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[T] logprobs, and [T] entropies where they are asked for; see `grpo.types.MicroBatch`
-        for the arguments."""
+        for the arguments. `temperature`: None for the one that responses are sampled at."""
         hidden = self.model.model(
             input_ids=input_ids_S[None],
             position_ids=position_ids_S[None],
@@ -43,7 +45,9 @@ class Policy(nn.Module):
             **attention.arguments(self._attention, where),
         ).last_hidden_state[0]
         chosen_TH = hidden.index_select(0, predict_T)
-        return self.model.lm_head(chosen_TH, targets_T, self._temperature, entropy)
+        if temperature is None:
+            temperature = self._temperature
+        return self.model.lm_head(chosen_TH, targets_T, temperature, entropy)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

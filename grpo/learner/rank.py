@@ -133,14 +133,15 @@ class LearnerRank:
         return sums | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
-        """Logprobs of tokens 1.. of a sequence, each given all tokens before it."""
+        """Logprobs of tokens 1.. of a sequence, each given all tokens before it, at temperature 1,
+        which is what engines score prompts at."""
         ids, length = torch.tensor(list(token_ids), device=self._device), len(token_ids)
         positions = torch.arange(length)
         where = segments(torch.tensor([0, length], dtype=torch.int32), positions).to(self._device)
         positions = positions.to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine(
-                ids, positions, where, positions[:-1], ids[1:], entropy=False
+                ids, positions, where, positions[:-1], ids[1:], entropy=False, temperature=1.0
             )
         return logprobs.tolist()
 

@@ -60,6 +60,13 @@ class Trainer:
         self.cursor = parts.collector.cursor()
         self.screen.note(f"resumed after step {state.step} from {checkpoint}")
 
+    def begin(self) -> None:
+        """The engines get the learner's weights, though both have read the same files, and both
+        score one sequence: what is wrong with either way shows before anything is sampled."""
+        self.parts.sync.update(0)
+        apart = self.parts.sync.check_canary(self.recipe.model.dtype)
+        self.screen.note(f"engines and learner agree to {apart:.1e} nats on the first prompt")
+
     def run(self) -> None:
         """Steps until the recipe's last one. Raises Interrupted after a clean stop."""
         recipe = self.recipe
@@ -100,7 +107,7 @@ class Trainer:
             self.screen.warn(f"step {step}: every group was flat, no update")
         learned_at = time.monotonic()
         stats, metrics = parts.sync.update(step), learned.metrics
-        if parts.sync.canary_due():
+        if parts.sync.canary_due(step):
             metrics["sync/canary_max_abs"] = parts.sync.check_canary(self.recipe.model.dtype)
         parts.collector.finish(step)
         judged_at = time.monotonic()
@@ -229,7 +236,9 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
         else:
             with open_run(recipe, checked.rows, folder, screen) as parts:
                 trainer = Trainer(recipe, folder, screen, stop, parts)
-                if checkpoint is not None:
+                if checkpoint is None:
+                    trainer.begin()
+                else:
                     trainer.restore(checkpoint)
                 trainer.run()
         _summary(folder, screen)

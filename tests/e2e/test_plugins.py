@@ -77,7 +77,7 @@ name: plugged
 plugins: [{", ".join(PARTS)}]
 model: {{path: {models["tied"]}, dtype: float32, gradient_checkpointing: false}}
 data: {ROOT}/data/arithmetic.yaml
-rollout: {{prompts: 4, group_size: 4, max_tokens: 16}}
+rollout: {{prompts: 4, group_size: 4, max_tokens: 16, temperature: 0.7}}
 verifier: {{name: longer_than, options: {{characters: 10}}, workers: 1}}
 advantage: ranked
 aggregate: {{name: constant, size: 0.25}}
@@ -101,6 +101,10 @@ logging: {{wandb: "off", samples_every: 0}}
     assert lines[0]["verdict/measured/share"] == 1
     assert lines[0]["shadow/constant/effective_responses"] == 16
     assert lines[0]["learn/grad_norm"] > 0
+    # At another temperature than 1, too, both sides score alike, from the start on.
+    assert "engines and learner agree to " in done.stdout
+    assert max(line["sync/canary_max_abs"] for line in lines) <= 1e-4
+    assert max(line["mismatch/mean_abs"] for line in lines) <= 1e-4
     rows = pq.read_table(run / "rollouts" / "step_000001.parquet").to_pylist()
     advantages = sorted(row["advantage"] for row in rows[:4])
     assert advantages == pytest.approx([-1, -1 / 3, 1 / 3, 1])

@@ -27,7 +27,7 @@ def ahead(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     path = recipe(folder, models["tied"])
     facts: dict[str, Any] = {}
 
-    run = Run(path, "schedule.max_staleness=1")
+    run = Run(path, "schedule.max_staleness=1", "rollout.temperature=1.3")
     run.wait_until(lambda: 3 in steps_logged(folder))
     family = relatives(run.process.pid)
     run.process.send_signal(signal.SIGINT)
@@ -36,7 +36,7 @@ def ahead(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
     facts["steps"] = steps_logged(folder)
     facts["latest"] = (folder / "run" / "checkpoints" / "latest").resolve().name
 
-    run = Run(path, "schedule.max_staleness=1")
+    run = Run(path, "schedule.max_staleness=1", "rollout.temperature=1.3")
     assert run.finish() == 0, run.text()
     facts["log"] = run.text()
     return folder, facts

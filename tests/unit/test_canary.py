@@ -69,5 +69,15 @@ def test_an_engine_with_nan_is_named_and_the_learner_is_not_blamed(position):
 
 
 def test_a_difference_above_the_tolerance_says_how_large_it_is():
-    with pytest.raises(RunError, match=r"up to 0\.5 nats apart \(tolerance 0\.001\)"):
-        check(GOOD, [-1.0, -2.5, -3.0])
+    with pytest.raises(RunError) as raised:
+        check(GOOD, GOOD, [-1.0, -2.5, -3.25])
+    said = str(raised.value)
+    assert "up to 0.5 nats apart (tolerance 0.001): token 2 scores -2.5 in rollout-1" in said
+    assert "-2 in the learner. The update did not arrive whole" in said
+
+
+def test_it_is_due_by_the_number_of_the_step_whatever_was_sent_before():
+    for every, due in ((1, [1, 2, 3, 4]), (2, [2, 4]), (0, [])):
+        config = SyncConfig.model_validate({"canary": {"every": every}})
+        sync = WeightSync(Side(None), Side(None), config, "gloo", CANARY)  # pyright: ignore
+        assert [step for step in (1, 2, 3, 4) if sync.canary_due(step)] == due
