@@ -7,7 +7,6 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -15,6 +14,7 @@ from grpo.learner.attention import segments
 from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.reference import Reference
+from grpo.learner.resting import Resting
 from grpo.learner.spec import LearnerSpec, learning_rate
 from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
@@ -24,14 +24,6 @@ from grpo.sync.senders import make_sender
 from grpo.sync.source import ZeroSource
 from grpo.sync.transport import Meeting, Sender
 from grpo.types import MicroBatch
-
-# What rests in host memory while the engines sample; the weights stay, for the next update.
-_NEEDED_IN_A_STEP = [
-    OffloadStateTypeEnum.optim_states,
-    OffloadStateTypeEnum.hp_params,
-    OffloadStateTypeEnum.lp_grads,
-    OffloadStateTypeEnum.contiguous_grad_buffer,
-]
 
 
 class LearnerRank:
@@ -70,7 +62,7 @@ class LearnerRank:
         self._meter = Meter(policy.model.config, dtype, self._device, recomputed)
         self._reference = Reference(spec, config) if recipe.regularization.kl else None
         self._sender: Sender | None = None
-        self._offloaded = False
+        self._resting = Resting(engine, self._device)
         self._minibatches: list[list[Loaded]] = []
         # By mini-batch; None until one has been scored under the weights that sampled it.
         self._old_logprobs: list[list[torch.Tensor] | None] = []
@@ -164,15 +156,12 @@ class LearnerRank:
 
     def offload(self) -> None:
         """Moves everything that only a step needs to host memory (shared GPUs)."""
-        self._engine.offload_states(include=_NEEDED_IN_A_STEP)
-        self._offloaded = True
+        self._resting.offload()
         torch.cuda.empty_cache()
 
     def reload(self) -> None:
         """Takes back what `offload` moved away; nothing where it was not called."""
-        if self._offloaded:
-            self._engine.reload_states()
-            self._offloaded = False
+        self._resting.reload()
 
     def num_weight_bytes(self) -> int:
         return sum(meta.num_bytes for meta in self._source.metas)

@@ -91,6 +91,31 @@ def test_a_step_after_restore_is_bit_equal_to_the_uninterrupted_one(
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("learners", LEARNERS[:2], indirect=True, ids="-".join)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_states_that_rested_in_host_memory_take_the_same_step(learners, ranks: int, tmp_path: Path):
+    """To the bit, with torch's optimizers, whose states DeepSpeed does not move itself; before
+    the first step, when there are no moments yet, and after it."""
+    group, first = learners[ranks]
+    data = cut(batch("balanced", {}), ranks, 120)
+    for rests in (False, True):
+        group.restore(first)
+        group.load([data])
+        for number in range(3):
+            if rests:
+                for call in ("offload", "offload", "reload", "reload"):
+                    group.everywhere(call)
+            group.step(0, number)
+        if rests:
+            group.everywhere("offload")  # a checkpoint may be written while engines sample
+        group.save(tmp_path / str(rests))
+        group.everywhere("reload")
+    expected, found = (weights(tmp_path / str(rests)) for rests in (False, True))
+    start = weights(first)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not all(torch.equal(found[name], start[name]) for name in start)
+
+
 @pytest.mark.parametrize("learners", LEARNERS[:1], indirect=True, ids="-".join)
 def test_the_exported_folder_loads_in_transformers_and_scores_alike(learners, tmp_path: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
