@@ -37,16 +37,26 @@ def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpe
 def start_workers(
     cluster: Cluster, recipe: Recipe, model: str, placement: Placement
 ) -> tuple[RolloutPool, Learner]:
-    """Brings engines and learner ranks up side by side."""
+    """Brings engines and learner ranks up side by side.
+
+    On shared GPUs one after the other: an engine measures what is free and takes its share, so it
+    comes first, and sleeps when the learner arrives. It wakes in the first weight update.
+    """
     rollout = recipe.rollout
-    engines = cluster.rollout_workers(
-        engine_spec(recipe, model, placement), rollout.engines, placement.engine_threads
+    engines = RolloutPool(
+        cluster.rollout_workers(
+            engine_spec(recipe, model, placement), rollout.engines, placement.engine_threads
+        ),
+        rollout.timeout_s,
+        "rollout.timeout_s",
     )
-    ranks = cluster.learner_ranks(learner_spec(recipe, model, placement), recipe.learner.ranks)
-    starting: list[Any] = [worker.call("start") for worker in engines]
-    starting += [worker.call("num_weight_bytes") for worker in ranks]
+    if placement.colocated:
+        engines.everywhere("start")
+        engines.everywhere("sleep")
+    spec = learner_spec(recipe, model, placement)
+    learner = Learner(cluster.learner_ranks(spec, recipe.learner.ranks), recipe.learner.timeout_s)
+    starting: list[Any] = [worker.call("num_weight_bytes") for worker in learner.workers]
+    if not placement.colocated:
+        starting += [worker.call("start") for worker in engines.workers]
     gather(starting, rollout.timeout_s, "rollout.timeout_s")
-    return (
-        RolloutPool(engines, rollout.timeout_s, "rollout.timeout_s"),
-        Learner(ranks, recipe.learner.timeout_s),
-    )
+    return engines, learner

@@ -49,7 +49,7 @@ class WeightSync:
         self._canary = canary
         self._num_updates = 0
         self._colocated = colocated
-        self._asleep = False
+        self._asleep = colocated  # on shared GPUs they start so
 
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
         """Connects both sides. Their processes must be running."""

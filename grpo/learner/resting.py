@@ -47,10 +47,10 @@ class Resting:
         if not self._away:
             return
         for tensor in self._away:
-            # A copy on the CPU, too: the buffer is written to by the next offload.
-            tensor.data = torch.empty_like(tensor, device=self._device).copy_(
-                tensor, non_blocking=True
-            )
+            # A new one on the CPU, too: the next offload writes to the buffer.
+            back = torch.empty_like(tensor, device=self._device)
+            back.copy_(tensor, non_blocking=True)
+            tensor.data = back
         self._wait()
         self._away = []
         self._engine.reload_states()

@@ -1,0 +1,120 @@
+"""Engines and learner come up side by side, and on shared GPUs in turns: the calls, in order."""
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo.config.recipe import Recipe, SyncConfig
+from grpo.fleet.placement import Placement
+from grpo.fleet.start import start_workers
+from grpo.fleet.weights import WeightSync
+
+RECIPE = Recipe.model_validate(
+    {
+        "name": "r",
+        "model": {"path": "m"},
+        "data": {"name": "d", "path": "d.jsonl"},
+        "rollout": {"engines": 2},
+        "learner": {"ranks": 2},
+        "schedule": {"steps": 1},
+    }
+)
+
+
+class Worker:
+    """Answers at once and writes down what it was asked."""
+
+    log = Path("log")
+
+    def __init__(self, name: str, calls: list[str]):
+        self.name, self.usual = name, dict[str, float]()
+        self._calls = calls
+
+    def call(self, method: str, *args: Any) -> Any:
+        self._calls.append(" ".join([self.name, method, *map(str, args)]))
+        future: Future[Any] = Future()
+        future.set_result([-1.0] if method == "score" else None)
+        made: dict[str, Any] = {"worker": self, "method": method, "future": future}
+        return type("Call", (), made | {"result": lambda _: future.result()})()
+
+
+class Cluster:
+    address = "here"
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def rollout_workers(self, spec: Any, count: int, threads: int | None) -> list[Worker]:
+        self.calls.append("engines are made")
+        return [Worker(f"engine{i}", self.calls) for i in range(count)]
+
+    def learner_ranks(self, spec: Any, count: int) -> list[Worker]:
+        self.calls.append("ranks are made")
+        return [Worker(f"rank{i}", self.calls) for i in range(count)]
+
+    def push_to(self, workers: Any, timeout_s: float) -> None: ...
+
+
+def started(colocated: bool) -> tuple[Any, Any, list[str]]:
+    cluster: Any = Cluster()
+    transport = "ipc" if colocated else "nccl"
+    placement = Placement(colocated, transport, None, None, 99)
+    rollouts, learner = start_workers(cluster, RECIPE, "m", placement)
+    sync = WeightSync(learner, rollouts, SyncConfig(), transport, [1, 2], colocated)
+    made = list(cluster.calls)
+    sync.open(cluster, 1)
+    cluster.calls.clear()
+    return sync, made, cluster.calls
+
+
+def each(who: str, what: str) -> list[str]:
+    return [f"{who}{i} {what}" for i in range(2)]
+
+
+def test_on_gpus_of_their_own_nobody_waits_for_the_other():
+    _, made, _ = started(colocated=False)
+    assert made == [
+        "engines are made",
+        "ranks are made",
+        *each("rank", "num_weight_bytes"),
+        *each("engine", "start"),
+    ]
+
+
+def test_on_shared_gpus_the_engines_are_asleep_when_the_learner_comes():
+    _, made, _ = started(colocated=True)
+    assert made == [
+        "engines are made",
+        *each("engine", "start"),
+        *each("engine", "sleep"),
+        "ranks are made",
+        *each("rank", "num_weight_bytes"),
+    ]
+
+
+def test_the_first_update_on_shared_gpus_makes_room_before_it_wakes_the_engines():
+    sync, _, calls = started(colocated=True)
+    sync.update(0)
+    assert calls == [
+        *each("rank", "offload"),
+        *each("engine", "wake weights"),
+        *each("engine", "start_update"),
+        *each("rank", "send"),
+        *each("engine", "finish_update 0"),
+        *each("engine", "wake kv_cache"),
+        *each("engine", "resume"),
+    ]
+    calls.clear()
+    sync.release_gpus()
+    assert calls == [*each("engine", "sleep"), *each("rank", "reload")]
+
+
+@pytest.mark.parametrize("colocated", [False, True])
+def test_a_step_begins_and_ends_with_engines_that_are_awake(colocated: bool):
+    sync, _, calls = started(colocated)
+    for version in range(3):
+        sync.update(version)
+        assert calls[-2:] == each("engine", "resume")
+        sync.release_gpus()
