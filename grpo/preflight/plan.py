@@ -24,7 +24,7 @@ GIB = 1 << 30
 # (assumed), on CPU Python with torch, transformers and DeepSpeed or vLLM (measured, 0.5 to 0.9).
 LIBRARIES = {"cuda": 1.0 * GIB, "cpu": 0.8 * GIB}
 # vLLM's own default share of a GPU.
-ENGINE_SHARE = 0.9
+ENGINE_SHARE = 0.92
 _FEWEST_TOKENS = 512  # a smaller micro-batch would not be worth a forward pass
 
 
