@@ -105,7 +105,7 @@ def packed_attention(
     """query [1, heads, S, D], key and value [1, kv_heads, S, D] -> [1, S, heads, D]."""
     where: Segments = kwargs["segments"]
     _check(kwargs, where)
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and _torch_has_varlen():
+    if goes_to_varlen(query.device, query.dtype):
         return _varlen(query, key, value, where, kwargs["scaling"]), None
     # One call for each: laying them into padded rows costs more, even where lengths are alike.
     keys, values = key.split(where.lengths, 2), value.split(where.lengths, 2)
@@ -136,9 +136,14 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     return out[:, :, before:]
 
 
+def goes_to_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether ours is torch's `varlen_attn` there, or torch's attention sequence by sequence."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and _has_varlen()
+
+
 @cache
-def _torch_has_varlen() -> bool:
-    """Not before torch 2.10, and with other arguments at first."""
+def _has_varlen() -> bool:
+    """Not before torch 2.12: `varlen_attn` itself is older, its `enable_gqa` is not."""
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return False
     from torch.nn.attention.varlen import varlen_attn
