@@ -57,6 +57,7 @@ def train(
         grpo train tiny_cpu name=mine aggregate=token_mean schedule.steps=20
     """
     with exit_codes(RESUMES):
+        _check_machine()
         from grpo.config.load import load_recipe
         from grpo.console import Screen
         from grpo.train.run import train as run
@@ -68,6 +69,7 @@ def train(
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without starting anything: keys, options, files, data rows."""
     with exit_codes(RESUMES):
+        _check_machine()
         from grpo.config.load import load_recipe
         from grpo.console import Screen
         from grpo.plugins import import_plugins
@@ -134,18 +136,25 @@ def evaluate(
             return
         if target is None or ("=" in target and not Path(target).exists()):
             raise UserError("what to evaluate is missing: a run, a model, or --answers FILE")
+        _check_machine()
         from grpo.eval.run import EngineOptions, evaluate_model
 
-        given = dict(_engine_option(text) for text in engine or [])
-        options = EngineOptions(dtype, engines, tensor_parallel, given)
+        options = EngineOptions(dtype, engines, tensor_parallel, _engine_options(engine or []))
         evaluate_model(target, load_suite(suite, changes), options, out, Screen())
 
 
-def _engine_option(text: str) -> tuple[str, Any]:
+def _check_machine() -> None:
+    """Before the imports that another version of a library may break."""
+    from grpo.preflight.machine import check_machine, look
+
+    check_machine(look())
+
+
+def _engine_options(texts: list[str]) -> dict[str, Any]:
     from grpo.config.load import parse_override
 
-    keys, value = parse_override(text)
-    return ".".join(keys), value
+    parsed = map(parse_override, texts)
+    return {".".join(keys): value for keys, value in parsed}
 
 
 @app.command()
@@ -163,8 +172,8 @@ def compare(
 
 @app.command()
 def doctor() -> None:
-    """Show what this machine has and can do: versions, devices, memory, and how far programs that a
-    model writes can be shut in (verifier code)."""
+    """Show what this machine has and can do: versions and whether they are supported, devices,
+    attention, memory, and how far programs that a model writes can be shut in (verifier code)."""
     with exit_codes("nothing was changed"):
         from grpo.console import Screen
         from grpo.preflight.doctor import examine

