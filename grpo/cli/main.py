@@ -69,7 +69,7 @@ def train(
 def check(recipe: Recipe, overrides: Overrides = None) -> None:
     """Check a recipe without starting anything: keys, options, files, data rows."""
     with exit_codes(RESUMES):
-        _check_machine()
+        _check_machine(missing_are_fine=True)
         from grpo.config.load import load_recipe
         from grpo.console import Screen
         from grpo.plugins import import_plugins
@@ -143,11 +143,11 @@ def evaluate(
         evaluate_model(target, load_suite(suite, changes), options, out, Screen())
 
 
-def _check_machine() -> None:
+def _check_machine(missing_are_fine: bool = False) -> None:
     """Before the imports that another version of a library may break."""
     from grpo.preflight.machine import check_machine, look
 
-    check_machine(look())
+    check_machine(look(), missing_are_fine=missing_are_fine)
 
 
 def _engine_options(texts: list[str]) -> dict[str, Any]:

