@@ -177,7 +177,7 @@ class LearnerRank:
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder (weights, config, tokenizer) that transformers and vLLM load."""
-        weights = {name: t.cpu().clone() for name, t in self._source.named_tensors()}
+        weights = self._source.whole(keep=self._rank == 0)
         if self._rank == 0:
             self._engine.module.model.save_pretrained(folder, state_dict=weights)
             AutoTokenizer.from_pretrained(self._spec.model).save_pretrained(folder)

@@ -5,6 +5,8 @@ derive from the list of parameters, so any sender that uses the same bounds will
 gathers straight into the chunk that it sends, and holds two of them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,15 +28,8 @@ class NcclSender:
 
     def open(self) -> None:
         if self._meeting.rank == 0:
-            from vllm.distributed.weight_transfer.nccl_common import trainer_init
-
-            self._group = trainer_init(
-                {
-                    "master_address": self._meeting.address,
-                    "master_port": self._meeting.port,
-                    "world_size": self._meeting.world_size,
-                }
-            )
+            with self._own_stream():  # vLLM's call leaves another one current
+                self._meet()
             # Kept between updates, as torch's allocator keeps freed memory per stream.
             self._streams = [self._new_stream(), self._new_stream()]
 
@@ -64,6 +59,24 @@ class NcclSender:
         with torch.cuda.stream(stream):
             self._source.fill(chunk, flat)
             self._group.broadcast(flat, src=0, stream=stream)
+
+    def _meet(self) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import trainer_init
+
+        self._group = trainer_init(
+            {
+                "master_address": self._meeting.address,
+                "master_port": self._meeting.port,
+                "world_size": self._meeting.world_size,
+            }
+        )
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """Gives the thread back the stream that it had."""
+        current = torch.cuda.current_stream()
+        yield
+        torch.cuda.set_stream(current)
 
     def _new_buffer(self) -> torch.Tensor:
         return torch.empty(largest_bytes(self._chunks), dtype=torch.uint8, device="cuda")

@@ -72,6 +72,15 @@ class ZeroSource:
                 for meta, parameter in zip(bucket, parameters, strict=True):
                     yield meta.name, parameter.data.to(torch_dtype(meta.dtype))
 
+    def whole(self, keep: bool) -> dict[str, torch.Tensor]:
+        """All tensors in host memory, {} where they are not kept. Collective: who keeps nothing
+        takes part all the same."""
+        found: dict[str, torch.Tensor] = {}
+        for name, tensor in self.named_tensors():
+            if keep:
+                found[name] = tensor.cpu().clone()
+        return found
+
     def _with_places(
         self, bucket: Bucket, flat: torch.Tensor
     ) -> Iterator[tuple[Any, torch.Tensor]]:

@@ -105,6 +105,24 @@ def test_nccl_gathers_a_chunk_before_the_one_before_it_has_left():
     assert sender.buffers == 2
 
 
+def test_opening_leaves_the_learner_on_its_own_stream(monkeypatch: pytest.MonkeyPatch):
+    """vLLM's trainer_init makes a stream of its own current, and a step must not run on that."""
+    current = ["the learner's"]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))
+
+    class Meets(NcclSender):
+        def _meet(self) -> None:
+            current[0] = "another"
+
+        def _new_stream(self) -> Any:
+            assert current[0] == "the learner's"
+            return None
+
+    Meets(NumberedSource(print), meeting("nccl")).open()
+    assert current == ["the learner's"]
+
+
 def test_a_rank_that_does_not_send_joins_every_gather_and_holds_one_buffer():
     sender, first = PlainNccl(rank=1), PlainNccl()
     sender.send()

@@ -1,5 +1,6 @@
 """Shards of plain tensors, cut as DeepSpeed cuts them, come together in the bucket's memory."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,3 +96,21 @@ def test_every_byte_is_copied_whatever_the_pieces_and_the_threads(shapes, piece,
         copying.copy_all(list(zip(targets, sources, strict=True)))
     for target, source in zip(targets, sources, strict=True):
         assert torch.equal(target, source.to(target.dtype))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_all_ranks_take_part_in_an_export_and_one_keeps_it(keep: bool):
+    read: list[str] = []
+
+    class Source(ZeroSource):
+        def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, value in (("a", 1.0), ("b", 2.0)):
+                read.append(name)
+                yield name, torch.tensor([value])
+
+    empty: Any = SimpleNamespace(named_parameters=list)
+    found = Source(empty, "float32", 100).whole(keep)
+    assert read == ["a", "b"]
+    assert {name: tensor.tolist() for name, tensor in found.items()} == (
+        {"a": [1.0], "b": [2.0]} if keep else {}
+    )
