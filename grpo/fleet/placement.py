@@ -33,7 +33,10 @@ class Placement:
 
 def place(recipe: Recipe, model: str) -> Placement:
     """Where everything runs, for the model in the folder `model`. Raises UserError for lengths
-    beyond the model's context, and for overlapping work on too few GPUs."""
+    beyond the model's context, and for a layout that cannot be placed."""
+    fault = layout_fault(recipe, gpus_here())
+    if fault is not None:
+        raise UserError(fault)
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -45,17 +48,59 @@ def place(recipe: Recipe, model: str) -> Placement:
 
 def is_colocated(recipe: Recipe) -> bool:
     """Whether learner ranks and engines share GPUs: as the recipe says, or if there are too few."""
-    if recipe.placement != "auto":
-        return recipe.placement == "colocated"
-    needed = recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
-    share = on_gpu() and torch.cuda.device_count() < needed
-    if share and recipe.schedule.max_staleness > 0:
-        raise UserError(
+    return _shares(recipe, gpus_here())
+
+
+def gpus_here() -> int | None:
+    """This machine's GPUs; None on CPU."""
+    return torch.cuda.device_count() if on_gpu() else None
+
+
+def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
+    """Why engines and ranks cannot be placed on so many GPUs (None: on CPU), and what would help;
+    None where they can. Where Ray has been given an address, its other machines may have more."""
+    rollout, ranks = recipe.rollout, recipe.learner.ranks
+    parallel, engines = rollout.tensor_parallel, rollout.engines
+    each = f"rollout.tensor_parallel is {parallel}, rollout.engines is {engines}"
+    if not _shares(recipe, gpus):
+        needed = _gpus_needed(recipe)
+        if gpus is None or needed <= gpus or "RAY_ADDRESS" in os.environ:
+            return None
+        return (
+            f"placement {recipe.placement} needs {needed} GPUs, and there are {gpus}: {each} and "
+            f"learner.ranks is {ranks}. Use fewer, or placement: colocated"
+        )
+    chosen = (
+        "colocated" if recipe.placement == "colocated" else f"auto on {gpus} GPUs is colocated and"
+    )
+    if rollout.tensor_parallel != 1 or rollout.engines != ranks:
+        return (
+            f"placement {chosen} shares each GPU between one engine and one learner rank: {each} "
+            f"(tensor_parallel must be 1, and engines as many as learner.ranks, {ranks})"
+        )
+    if gpus is not None and ranks > gpus and "RAY_ADDRESS" not in os.environ:
+        return (
+            f"placement {chosen} needs a GPU for each of {ranks} engines and ranks, and there are "
+            f"{gpus}: set rollout.engines and learner.ranks to {gpus} at most"
+        )
+    if recipe.schedule.max_staleness > 0:
+        return (
             f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
-            f"at the same time and need {needed} GPUs, but there are {torch.cuda.device_count()}. "
+            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {gpus}. "
             "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
         )
-    return share
+    return None
+
+
+def _shares(recipe: Recipe, gpus: int | None) -> bool:
+    if recipe.placement != "auto":
+        return recipe.placement == "colocated"
+    return gpus is not None and gpus < _gpus_needed(recipe)
+
+
+def _gpus_needed(recipe: Recipe) -> int:
+    """Where nobody shares."""
+    return recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
 
 
 def transport_of(recipe: Recipe) -> str:

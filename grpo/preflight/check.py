@@ -11,7 +11,7 @@ from grpo.config.recipe import Recipe
 from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
-from grpo.fleet.placement import transport_of
+from grpo.fleet.placement import gpus_here, layout_fault, transport_of
 from grpo.learner.base_model import check_model_folder, looks_local
 from grpo.registry import call
 from grpo.types import Row
@@ -106,12 +106,6 @@ def _check_model(recipe: Recipe) -> str:
 
 
 def _check_placement(recipe: Recipe) -> None:
-    rollout = recipe.rollout
-    if recipe.placement == "colocated" and (
-        rollout.tensor_parallel != 1 or rollout.engines != recipe.learner.ranks
-    ):
-        raise UserError(
-            f"placement colocated shares each GPU between one engine and one learner rank: "
-            f"rollout.tensor_parallel is {rollout.tensor_parallel} (must be 1) and rollout.engines "
-            f"is {rollout.engines} (must equal learner.ranks, {recipe.learner.ranks})"
-        )
+    fault = layout_fault(recipe, gpus_here())
+    if fault is not None:
+        raise UserError(fault)
