@@ -5,10 +5,13 @@ import os
 from dataclasses import dataclass
 
 import torch
+from transformers import AutoConfig
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.learner.base_model import context_length
+from grpo.learner.flops import ModelShape
+from grpo.learner.memory import setting_of, share_beside
 from grpo.rollout.engine import on_gpu
 from grpo.sync.transport import pick_transport
 
@@ -22,6 +25,7 @@ class Placement:
     engine_threads, learner_threads: per engine and per rank on CPU; None leaves the choice to vLLM
         and torch
     max_model_len: tokens of prompt and answer together, at most
+    engine_share: of a GPU's memory, for the engine that shares it with a rank; None: vLLM decides
     """
 
     colocated: bool
@@ -29,6 +33,7 @@ class Placement:
     engine_threads: int | None
     learner_threads: int | None
     max_model_len: int
+    engine_share: float | None = None
 
 
 def place(recipe: Recipe, model: str) -> Placement:
@@ -43,7 +48,16 @@ def place(recipe: Recipe, model: str) -> Placement:
         engine_threads=engine_threads(recipe),
         learner_threads=None if on_gpu() else learner_threads(recipe),
         max_model_len=model_length(recipe, model),
+        engine_share=_engine_share(recipe, model),
     )
+
+
+def _engine_share(recipe: Recipe, model: str) -> float | None:
+    if not (on_gpu() and is_colocated(recipe)):
+        return None
+    shape = ModelShape.of(AutoConfig.from_pretrained(model))
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return share_beside(setting_of(recipe, shape, "cuda"), memory)
 
 
 def is_colocated(recipe: Recipe) -> bool:

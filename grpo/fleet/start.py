@@ -13,6 +13,7 @@ from grpo.sync.transport import BACKENDS
 
 
 def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
+    share = placement.engine_share
     return EngineSpec(
         model=model,
         dtype=recipe.model.dtype,
@@ -20,7 +21,7 @@ def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
         max_model_len=placement.max_model_len,
         tensor_parallel=recipe.rollout.tensor_parallel,
         transfer_backend=BACKENDS[placement.transport],
-        extra=recipe.rollout.engine,
+        extra=({} if share is None else {"gpu_memory_utilization": share}) | recipe.rollout.engine,
     )
 
 

@@ -5,11 +5,20 @@ benchmarks/memory.py holds it against a measured run. Letters: P parameters, W r
 tokens, T response tokens; widths H (hidden), Q (query heads), K (key heads), I (MLP), V.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from grpo.config.recipe import Recipe
 from grpo.learner.flops import ModelShape
+
+GIB = 1 << 30
+# What a process holds before it holds any tensor of ours: on a GPU its context and NCCL's buffers
+# (assumed), on CPU Python with torch, transformers and DeepSpeed or vLLM (measured, 0.5 to 0.9).
+LIBRARIES = {"cuda": 1.0 * GIB, "cpu": 0.8 * GIB}
+# vLLM's own default share of a GPU.
+ENGINE_SHARE = 0.92
 
 # Elements. DeepSpeed's own 500 and 1,000 million hold a gigabyte of gradients back before they are
 # reduced, and the optimizer's float32 temporaries for the whole shard at once.
@@ -57,6 +66,36 @@ class LearnerSetting:
     def shard(self) -> int:
         """Parameters of one rank."""
         return -(-self.shape.parameters // self.ranks)
+
+
+def setting_of(recipe: Recipe, shape: ModelShape, device: Literal["cpu", "cuda"]) -> LearnerSetting:
+    """A rank at its largest micro-batch: full, or one longest answer where that is more."""
+    learner, model = recipe.learner, recipe.model
+    tokens = max(learner.micro_batch_tokens, longest_sequence(recipe))
+    return LearnerSetting(
+        shape=shape,
+        dtype=model.dtype,
+        device=device,
+        ranks=learner.ranks,
+        tokens=tokens,
+        targets=tokens,
+        checkpoint_every=model.checkpoint_every if model.gradient_checkpointing else 0,
+        optimizer=learner.optimizer,
+        offload_optimizer=learner.offload_optimizer,
+        bucket_bytes=recipe.sync.bucket_mib << 20,
+    )
+
+
+def longest_sequence(recipe: Recipe) -> int:
+    """Tokens of prompt and answer; of the answer alone where the recipe sets no limit to both."""
+    return recipe.rollout.max_model_len or recipe.rollout.max_tokens
+
+
+def share_beside(setting: LearnerSetting, gpu_bytes: float) -> float:
+    """What an engine may take of a GPU that it shares with this rank while the rank rests, rounded
+    down to hundredths: all but the rank's weights and what both processes hold for themselves."""
+    kept = resident(setting)["weights"] + 2 * LIBRARIES["cuda"]
+    return max(0.0, min(ENGINE_SHARE, math.floor(100 * (1 - kept / gpu_bytes)) / 100))
 
 
 Parts = Mapping[str, float]  # bytes by name

@@ -16,15 +16,16 @@ from grpo.learner import memory
 from grpo.learner.base_model import looks_local
 from grpo.learner.build import build_tokenizer, model_config
 from grpo.learner.flops import ModelShape
-from grpo.learner.memory import LearnerSetting
+from grpo.learner.memory import (
+    ENGINE_SHARE,
+    GIB,
+    LIBRARIES,
+    longest_sequence,
+    setting_of,
+    share_beside,
+)
 from grpo.rollout.engine import CPU_KV_CACHE_BYTES
 
-GIB = 1 << 30
-# What a process holds before it holds any tensor of ours: on a GPU its context and NCCL's buffers
-# (assumed), on CPU Python with torch, transformers and DeepSpeed or vLLM (measured, 0.5 to 0.9).
-LIBRARIES = {"cuda": 1.0 * GIB, "cpu": 0.8 * GIB}
-# vLLM's own default share of a GPU.
-ENGINE_SHARE = 0.92
 _FEWEST_TOKENS = 512  # a smaller micro-batch would not be worth a forward pass
 
 
@@ -80,7 +81,7 @@ def predict(recipe: Recipe, device: Device, screen: Screen) -> bool:
         number = f"{counts[where]} x " if where in counts else ""
         title = f"{number}{where}, {device.gib:.0f} GiB: GiB by phase, the fullest first"
         _table(title, [phase for phase in phases if phase.where == where], screen)
-    setting = learner_setting(recipe, shape, device)
+    setting = setting_of(recipe, shape, device.kind)
     screen.note(
         f"{shape.parameters / 1e9:.2f} G parameters; micro-batches of {setting.tokens:,} tokens; "
         f"{kv_bytes_per_token(recipe, shape) / 1024:.0f} KiB of KV cache per token"
@@ -133,29 +134,6 @@ def model_shape(recipe: Recipe) -> ModelShape:
     return ModelShape.of(config)
 
 
-def learner_setting(recipe: Recipe, shape: ModelShape, device: Device) -> LearnerSetting:
-    """A rank at its largest micro-batch: full, or one longest answer where that is more."""
-    learner, model = recipe.learner, recipe.model
-    tokens = max(learner.micro_batch_tokens, longest_sequence(recipe))
-    return LearnerSetting(
-        shape=shape,
-        dtype=model.dtype,
-        device=device.kind,
-        ranks=learner.ranks,
-        tokens=tokens,
-        targets=tokens,
-        checkpoint_every=model.checkpoint_every if model.gradient_checkpointing else 0,
-        optimizer=learner.optimizer,
-        offload_optimizer=learner.offload_optimizer,
-        bucket_bytes=recipe.sync.bucket_mib << 20,
-    )
-
-
-def longest_sequence(recipe: Recipe) -> int:
-    """Tokens of prompt and answer; of the answer alone where the recipe sets no limit to both."""
-    return recipe.rollout.max_model_len or recipe.rollout.max_tokens
-
-
 def kv_bytes_per_token(recipe: Recipe, shape: ModelShape) -> int:
     """Keys and values of all layers, over all devices of an engine."""
     itemsize = {"bfloat16": 2, "float32": 4}[recipe.model.dtype]
@@ -171,7 +149,7 @@ def plan(recipe: Recipe, shape: ModelShape, device: Device) -> list[Phase]:
 
 def _on_cpu(recipe: Recipe, shape: ModelShape, device: Device) -> list[Phase]:
     """One host holds every rank, every engine and the driver, all the time."""
-    setting = learner_setting(recipe, shape, device)
+    setting = setting_of(recipe, shape, device.kind)
     engines, ranks = recipe.rollout.engines, recipe.learner.ranks
     kv_bytes = recipe.rollout.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
     others = {
@@ -188,11 +166,12 @@ def _on_cpu(recipe: Recipe, shape: ModelShape, device: Device) -> list[Phase]:
 
 
 def _on_gpus(recipe: Recipe, shape: ModelShape, device: Device) -> list[Phase]:
-    setting = learner_setting(recipe, shape, device)
+    setting = setting_of(recipe, shape, device.kind)
     limit, libraries = device.gib * GIB, {"libraries": LIBRARIES["cuda"]}
     weights = setting.itemsize * shape.parameters / recipe.rollout.tensor_parallel
     kv_token = kv_bytes_per_token(recipe, shape) / recipe.rollout.tensor_parallel
-    share = float(recipe.rollout.engine.get("gpu_memory_utilization", ENGINE_SHARE))
+    free = share_beside(setting, limit) if recipe.placement == "colocated" else ENGINE_SHARE
+    share = float(recipe.rollout.engine.get("gpu_memory_utilization", free))
     engine = {
         "engine's weights": weights,
         "KV cache of one longest sequence": kv_token * longest_sequence(recipe),

@@ -1,15 +1,18 @@
 """Engines and learner come up side by side, and on shared GPUs in turns: the calls, in order."""
 
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from grpo.config.recipe import Recipe, SyncConfig
 from grpo.fleet.placement import Placement
-from grpo.fleet.start import start_workers
+from grpo.fleet.start import engine_spec, start_workers
 from grpo.fleet.weights import WeightSync
+from grpo.learner.memory import GIB, LearnerSetting, share_beside
 
 RECIPE = Recipe.model_validate(
     {
@@ -67,6 +70,31 @@ def started(colocated: bool) -> tuple[Any, Any, list[str]]:
     sync.open(cluster, 1)
     cluster.calls.clear()
     return sync, made, cluster.calls
+
+
+def test_an_engine_takes_what_a_resting_learner_leaves_unless_the_recipe_says_otherwise():
+    shared = Placement(True, "ipc", None, None, 99, engine_share=0.77)
+    assert engine_spec(RECIPE, "m", shared).extra == {"gpu_memory_utilization": 0.77}
+    own = RECIPE.model_copy(deep=True)
+    own.rollout.engine["gpu_memory_utilization"] = 0.5
+    assert engine_spec(own, "m", shared).extra == {"gpu_memory_utilization": 0.5}
+    assert engine_spec(RECIPE, "m", replace(shared, engine_share=None)).extra == {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "gib", "share"),
+    [
+        # 1.7 billion in bfloat16 are 3.17 GiB; 2 GiB for both processes
+        (1_700_000_000, 80, 0.92),
+        (1_700_000_000, 24, 0.78),  # 1 - 5.17 / 24 = 0.785
+        (7_000_000_000, 24, 0.37),  # 1 - 15.04 / 24 = 0.373
+        (7_000_000_000, 12, 0.0),
+    ],
+)
+def test_the_share_is_what_weights_and_processes_leave(parameters: int, gib: int, share: float):
+    shape: Any = SimpleNamespace(parameters=parameters)
+    setting = LearnerSetting(shape, "bfloat16", "cuda", ranks=1, tokens=1, targets=1)
+    assert share_beside(setting, gib * GIB) == share
 
 
 def each(who: str, what: str) -> list[str]:
