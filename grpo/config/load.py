@@ -66,8 +66,12 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def load_suite(name: str | Path, overrides: Sequence[str] = ()) -> SuiteConfig:
-    """The same for a suite."""
-    return _load(SuiteConfig, find(str(name), "eval"), overrides)
+    """The same for a suite. Of one that is a single benchmark its keys may be written as those of
+    the first of several."""
+    path = find(str(name), "eval")
+    if "benchmarks" not in _read(path, (), {}, ()):
+        overrides = [override.removeprefix("benchmarks.0.") for override in overrides]
+    return _load(SuiteConfig, path, overrides)
 
 
 def load_data(name: str | Path, overrides: Sequence[str] = ()) -> DataConfig:

@@ -122,6 +122,11 @@ def test_one_benchmark_alone_is_a_suite_of_its_name() -> None:
     assert SuiteConfig.model_validate(resolved(window)) == window
 
 
+def test_a_single_benchmark_takes_its_keys_as_those_of_the_first_of_several() -> None:
+    suite = only("eval/math500.yaml", "benchmarks.0.data.path=mine.jsonl", "benchmarks.0.samples=2")
+    assert (suite.data.path, suite.samples) == ("mine.jsonl", 2)
+
+
 def test_in_a_suite_of_several_the_key_of_one_needs_its_number() -> None:
     with pytest.raises(
         UserError, match=r"unknown key 'samples': .* benchmarks.0.samples, of the fi"
