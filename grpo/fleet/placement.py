@@ -11,7 +11,7 @@ from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.learner.base_model import context_length
 from grpo.learner.flops import ModelShape
-from grpo.learner.memory import setting_of, share_beside
+from grpo.learner.memory import GIB, setting_of, share_beside
 from grpo.rollout.engine import on_gpu
 from grpo.sync.transport import pick_transport
 
@@ -56,8 +56,22 @@ def _engine_share(recipe: Recipe, model: str) -> float | None:
     if not (on_gpu() and is_colocated(recipe)):
         return None
     shape = ModelShape.of(AutoConfig.from_pretrained(model))
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return share_beside(setting_of(recipe, shape, "cuda"), memory)
+    return share_for(recipe, shape, torch.cuda.get_device_properties(0).total_memory)
+
+
+def share_for(recipe: Recipe, shape: ModelShape, gpu_bytes: float) -> float:
+    """What an engine may take of a GPU that it shares. Raises UserError where its weights alone
+    would not fit beside those of the learner."""
+    setting = setting_of(recipe, shape, "cuda")
+    share, weights = share_beside(setting, gpu_bytes), setting.itemsize * shape.parameters
+    if share * gpu_bytes <= weights:
+        raise UserError(
+            f"a GPU of {gpu_bytes / GIB:.0f} GiB is too small to be shared: beside the learner "
+            f"{share * gpu_bytes / GIB:.1f} GiB are left for an engine, whose weights are "
+            f"{weights / GIB:.1f} GiB. Use placement: disaggregated on more GPUs, more ranks and "
+            "engines, or a smaller model; `grpo plan` says what would fit"
+        )
+    return share
 
 
 def is_colocated(recipe: Recipe) -> bool:
@@ -84,6 +98,12 @@ def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
             f"placement {recipe.placement} needs {needed} GPUs, and there are {gpus}: {each} and "
             f"learner.ranks is {ranks}. Use fewer, or placement: colocated"
         )
+    if recipe.schedule.max_staleness > 0:
+        return (
+            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
+            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {gpus}. "
+            "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
+        )
     chosen = (
         "colocated" if recipe.placement == "colocated" else f"auto on {gpus} GPUs is colocated and"
     )
@@ -96,12 +116,6 @@ def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
         return (
             f"placement {chosen} needs a GPU for each of {ranks} engines and ranks, and there are "
             f"{gpus}: set rollout.engines and learner.ranks to {gpus} at most"
-        )
-    if recipe.schedule.max_staleness > 0:
-        return (
-            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
-            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {gpus}. "
-            "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
         )
     return None
 

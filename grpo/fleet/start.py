@@ -38,7 +38,7 @@ def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpe
 def start_workers(
     cluster: Cluster, recipe: Recipe, model: str, placement: Placement
 ) -> tuple[RolloutPool, Learner]:
-    """Brings engines and learner ranks up side by side.
+    """Brings engines and learner ranks up, side by side where each has GPUs of its own.
 
     On shared GPUs one after the other: an engine measures what is free and takes its share, so it
     comes first, and sleeps when the learner arrives. It wakes in the first weight update.
@@ -57,7 +57,9 @@ def start_workers(
     spec = learner_spec(recipe, model, placement)
     learner = Learner(cluster.learner_ranks(spec, recipe.learner.ranks), recipe.learner.timeout_s)
     starting: list[Any] = [worker.call("num_weight_bytes") for worker in learner.workers]
-    if not placement.colocated:
+    if placement.colocated:
+        gather(starting, recipe.learner.timeout_s, "learner.timeout_s")
+    else:
         starting += [worker.call("start") for worker in engines.workers]
-    gather(starting, rollout.timeout_s, "rollout.timeout_s")
+        gather(starting, rollout.timeout_s, "rollout.timeout_s")
     return engines, learner

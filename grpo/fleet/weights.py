@@ -48,6 +48,7 @@ class WeightSync:
         self._transport = transport
         self._canary = canary
         self._num_updates = 0
+        self._version = 0
         self._colocated = colocated
         self._asleep = colocated  # on shared GPUs they start so
 
@@ -109,6 +110,7 @@ class WeightSync:
                 self._asleep = False
             self._rollouts.everywhere("resume")
         self._num_updates += 1
+        self._version = version
         return UpdateStats(time.monotonic() - started, self._num_bytes, parts)
 
     def canary_due(self, step: int) -> bool:
@@ -124,10 +126,15 @@ class WeightSync:
         tolerance = self._config.canary.tolerance or CANARY_TOLERANCE[dtype]
         expected = self._learner.score(self._canary)
         if (fault := _not_finite(expected)) is not None:
-            raise RunError(
-                f"after weight update {self._num_updates} the learner itself scores {fault}: "
+            cause = (
                 "training has diverged. Resume from an earlier checkpoint (--resume DIR) with a "
                 "lower learner.lr or learner.grad_clip"
+                if self._version
+                else "nothing was trained yet, so look at the model's files, and at model.dtype"
+            )
+            raise RunError(
+                f"after weight update {self._num_updates} the learner itself scores {fault}: "
+                f"{cause}"
             )
         worst, where = 0.0, ""
         for worker, engine in zip(
@@ -136,9 +143,8 @@ class WeightSync:
             if (fault := _not_finite(engine)) is not None:
                 raise RunError(
                     f"after weight update {self._num_updates} {worker.name} scores {fault}, and "
-                    f"the learner does not: the weights did not arrive whole, or overflow in "
-                    "the engine. Resume from the last checkpoint; if it happens again, try another "
-                    "sync.transport or model.dtype"
+                    "the learner does not: the weights did not arrive whole, or overflow in the "
+                    f"engine. {self._go_on}try another sync.transport or model.dtype"
                 )
             apart, position = _furthest(expected, engine)
             if apart > worst:
@@ -149,11 +155,18 @@ class WeightSync:
             raise RunError(
                 f"after weight update {self._num_updates} the engines and the learner score the "
                 f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): {where} in "
-                "the learner. The update did not arrive whole. Resume from the last checkpoint; if "
-                "it happens again, try another sync.transport, or raise sync.canary.tolerance for "
-                "a low-precision engine"
+                f"the learner. The update did not arrive whole. {self._go_on}try another "
+                "sync.transport, or raise sync.canary.tolerance for a low-precision engine"
             )
         return worst
+
+    @property
+    def _go_on(self) -> str:
+        return (
+            "Resume from the last checkpoint; if it happens again, "
+            if self._version
+            else "To go on, "
+        )
 
 
 def _furthest(expected: list[float], found: list[float]) -> tuple[float, int]:

@@ -25,10 +25,11 @@ class Resting:
         self._device = device
         self._buffers: dict[str, torch.Tensor] = {}
         self._away: list[torch.Tensor] = []
+        self._rests = False
 
     def offload(self) -> None:
         """Nothing where they are away already."""
-        if self._away:
+        if self._rests:
             return
         here = {name: tensor for name, tensor in self._states() if tensor.device == self._device}
         for name, tensor in here.items():
@@ -41,10 +42,11 @@ class Resting:
             tensor.data = self._buffers[name]
         self._away = list(here.values())
         self._engine.offload_states(include=_BY_DEEPSPEED)
+        self._rests = True
 
     def reload(self) -> None:
         """Takes back what `offload` moved away; nothing where it was not called."""
-        if not self._away:
+        if not self._rests:
             return
         for tensor in self._away:
             # A new one on the CPU, too: the next offload writes to the buffer.
@@ -54,6 +56,7 @@ class Resting:
         self._wait()
         self._away = []
         self._engine.reload_states()
+        self._rests = False
 
     def _states(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Masters and moments by name. Moments are there from the first step on."""

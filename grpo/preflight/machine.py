@@ -1,7 +1,7 @@
 """Whether a run can work here at all: versions that are supported, and a GPU where torch wants one.
 
-Called before anything else is imported that may break on another version. What is asked of the
-machine (`look`) and what is said of it are apart.
+Called before vLLM, DeepSpeed and Ray are imported, which may break on another version. What is
+asked of the machine (`look`) and what is said of it are apart.
 """
 
 import os

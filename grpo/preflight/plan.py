@@ -196,7 +196,11 @@ def _on_gpus(recipe: Recipe, shape: ModelShape, device: Device) -> list[Phase]:
     learning = {name: {**parts, **both} for name, parts in learning.items()} | {"sync": update}
     phases = [Phase("shared GPU", name, parts, limit) for name, parts in learning.items()]
     kept = {"learner's weights": memory.resident(setting)["weights"]}
-    return [*phases, Phase("shared GPU", "rollout", {**engine, **kept, **both}, limit)]
+    return [
+        *phases,
+        Phase("shared GPU", "rollout", {**engine, **kept, **both}, limit),
+        Phase("shared GPU", "engine's share", engine, share * limit),
+    ]
 
 
 def changes_that_fit(recipe: Recipe, shape: ModelShape, device: Device) -> list[str]:

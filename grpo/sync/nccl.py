@@ -75,8 +75,10 @@ class NcclSender:
     def _own_stream(self) -> Iterator[None]:
         """Gives the thread back the stream that it had."""
         current = torch.cuda.current_stream()
-        yield
-        torch.cuda.set_stream(current)
+        try:
+            yield
+        finally:
+            torch.cuda.set_stream(current)
 
     def _new_buffer(self) -> torch.Tensor:
         return torch.empty(largest_bytes(self._chunks), dtype=torch.uint8, device="cuda")

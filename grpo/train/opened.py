@@ -66,8 +66,9 @@ def open_run(
         canary = _canary(stream)
         screen.note("starting vLLM and DeepSpeed")
         if placement.engine_share is not None:
+            share = recipe.rollout.engine.get("gpu_memory_utilization", placement.engine_share)
             screen.note(
-                f"engines and learner share GPUs: vLLM takes {placement.engine_share:.2f} of each "
+                f"engines and learner share GPUs: vLLM takes {share} of each "
                 "(rollout.engine.gpu_memory_utilization), the learner's weights stay beside it"
             )
         cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))

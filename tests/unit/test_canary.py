@@ -33,12 +33,14 @@ class Side:
         return self.scores
 
 
-def check(learner: list[float], *engines: list[float]) -> float:
+def check(learner: list[float], *engines: list[float], version: int = 7) -> float:
     sides: list[Any] = [
         Side(learner),
         Side(list(engines), tuple(f"rollout-{i}" for i in range(len(engines)))),
     ]
-    return WeightSync(*sides, SyncConfig(), "gloo", CANARY).check_canary("float32")
+    sync = WeightSync(*sides, SyncConfig(), "gloo", CANARY)
+    sync._version = version
+    return sync.check_canary("float32")
 
 
 GOOD = [-1.0, -2.0, -3.0]
@@ -81,3 +83,14 @@ def test_it_is_due_by_the_number_of_the_step_whatever_was_sent_before():
         config = SyncConfig.model_validate({"canary": {"every": every}})
         sync = WeightSync(Side(None), Side(None), config, "gloo", CANARY)  # pyright: ignore
         assert [step for step in (1, 2, 3, 4) if sync.canary_due(step)] == due
+
+
+def test_at_the_start_nobody_is_sent_to_a_checkpoint():
+    for learner, engine, said in (
+        ([NAN, -2.0, -3.0], GOOD, "nothing was trained yet, so look at the model's files"),
+        (GOOD, [NAN, -2.0, -3.0], "To go on, try another sync.transport or model.dtype"),
+        (GOOD, [-1.0, -2.0, -4.0], "To go on, try another sync.transport, or raise"),
+    ):
+        with pytest.raises(RunError) as raised:
+            check(learner, engine, version=0)
+        assert said in str(raised.value) and "heckpoint" not in str(raised.value)

@@ -81,6 +81,9 @@ def test_work_that_overlaps_cannot_share():
     fault = layout_fault(recipe("auto", 1, 1, 1, staleness=1), 1)
     assert "need 2 GPUs, but there are 1. Set it to 0" in str(fault)
     assert layout_fault(recipe("auto", 1, 1, 1, staleness=1), 2) is None
+    # Before what else would be wrong with sharing.
+    fault = layout_fault(recipe("auto", 2, 1, 4, staleness=1), 4)
+    assert "need 6 GPUs, but there are 4. Set it to 0" in str(fault)
 
 
 def test_other_machines_of_ray_may_have_what_this_one_lacks(monkeypatch: pytest.MonkeyPatch):

@@ -1,5 +1,7 @@
 r"""What people and models write into a box: many spellings of one value, and units in any words."""
 
+import time
+
 import pytest
 
 from grpo.verify import VERIFIERS
@@ -97,6 +99,16 @@ SPELLINGS = {
     r"9.8\text{ m/s}^2": [r"9.8\text{ m}/\text{sec}^2", r"9.8\ \mathrm{m/s^2}", "9.8"],
     r"\text{(C)}": ["C", "C.", r"\textbf{(C)}", r"\textbf{(C) } 5", r"\text{C) 5}", "Option C"],
     "A'": ["A'", r"A^{\prime}", "A’"],
+    "P_1'": ["P'_1", "P_1^{\\prime}"],
+    "f''(x) = 6x": ["6x", "f''(x)=6x"],
+    "5'": ["5 feet", "5"],
+    r"5\text{ feet}": ["5'", "5’"],
+    "A": ["`A'", "'A'"],
+    "3 and 5": ["5 and 3", r"5\text{ and }3", "3, 5"],
+    r"2\text{ m}; 3\text{ m}": [r"3\text{ m}; 2\text{ m}"],
+    r"\frac34": ["tan(A)=3/4", "cos(theta) = 3/4", r"\operatorname{cos}(C) = 3/4"],
+    "6": ["gcd(a,b) = 6", r"\operatorname{gcd}(a,b) = 6", "det(A)=6"],
+    r"\operatorname{arsinh}(x)+C": [r"C+\operatorname{arsinh}(x)"],
 }
 PAIRS = [(gold, written) for gold, forms in SPELLINGS.items() for written in forms]
 
@@ -133,6 +145,22 @@ def test_a_value_is_paid_however_it_is_spelled(gold: str, written: str):
         ("A'", "A"),
         ("f'(x)", "f(x)"),
         ("3", "x^{-1} = 3"),
+        ("3", "x^{-1}(2) = 3"),
+        (r"\frac{\pi}{6}", r"\sin^{-1}(x) = \frac{\pi}{6}"),
+        ("ABCD", "A'B'C'D'"),
+        ("triangle ABC", "triangle A'B'C'"),
+        ("y = 2x + 1", "y' = 2x + 1"),
+        ("f'(a) = f(b)", "f(a) = f'(b)"),
+        ("f(x) = 2x", "f''(x) = 2x"),
+        (r"\frac12\operatorname{arctanh}(x)", r"\frac12"),
+        (r"5\operatorname{rank}(A)", "5"),
+        ("15", r"1\text{ 5}"),
+        ("115", r"1\text{15 dollars}"),
+        ("13", r"\text{1st}3"),
+        ("x_{12}", r"x_1\text{2}"),
+        ("312_5", "3(12)_5"),
+        ("C5_2", "C(5)_2"),
+        ("2", "2^o"),
         ("x = 3", "x^{-1} = 3"),
         ("f(x) = 2x", "f^{-1}(x) = 2x"),
         ("f = 2x", "f^{-1}(x) = 2x"),
@@ -172,6 +200,14 @@ def test_a_count_is_paid_with_the_noun_that_is_asked_for(gold: str, written: str
         ("84", "7 dozens", "How many dozens of eggs does she eat?"),
         ("7", "7 dozen", "How many eggs are left of two dozen?"),
         ("6", "6 abc", "Find $abc$."),
+        ("6", "6 abc", "Find abc."),
+        ("6", "6 tan", "Find tan A in the triangle."),
+        ("6", "6 ten", "Find the ten digit number."),
+        ("5", "5 minus", "What is ten minus five?"),
+        ("5", "5 wrong", "How many wrong answers are there? How many correct ones?"),
+        ("5", "5 unless", "How many unless it rains?"),
+        ("60", "5 per dozen", "How much per dozen is it?"),
+        ("5", r"5\operatorname{rank}(A)", "Find the rank of A."),
         ("5", r"5\text{ not}", "How many numbers not below 9 are there?"),
         ("5", "5 less", "How many integers less than 10 are there?"),
         ("5", "5 men", "How many women are needed?"),
@@ -181,3 +217,15 @@ def test_a_count_is_paid_with_the_noun_that_is_asked_for(gold: str, written: str
 )
 def test_a_count_of_something_else_is_not_paid(gold: str, written: str, problem: str):
     assert VERIFIERS["math"](rf"\boxed{{{written}}}", gold, problem=problem).reward == 0.0
+
+
+@pytest.mark.parametrize("word", ["sinh", "cosh", "tanh", "sec", "sincot"])
+def test_a_word_of_many_functions_is_read_in_linear_time(word: str):
+    started = time.monotonic()
+    assert VERIFIERS["math"](rf"\boxed{{5 {word * (550 // len(word))}s}}", "5").reward == 0.0
+    assert time.monotonic() - started < 20  # exponential: hours
+
+
+def test_a_prefix_before_a_temperature_is_no_unit():
+    assert VERIFIERS["math"](r"\boxed{5 min foctave}", "5").reason == "wrong"
+    assert VERIFIERS["math"](r"\boxed{5\text{ millicelsius}}", "5").reason.startswith("wrong")

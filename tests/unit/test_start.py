@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from grpo.config.recipe import Recipe, SyncConfig
-from grpo.fleet.placement import Placement
+from grpo.errors import UserError
+from grpo.fleet.placement import Placement, share_for
 from grpo.fleet.start import engine_spec, start_workers
 from grpo.fleet.weights import WeightSync
 from grpo.learner.memory import GIB, LearnerSetting, share_beside
@@ -97,11 +98,19 @@ def test_the_share_is_what_weights_and_processes_leave(parameters: int, gib: int
     assert share_beside(setting, gib * GIB) == share
 
 
+def test_a_gpu_on_which_two_copies_of_the_weights_do_not_fit_is_refused_before_anything_starts():
+    shape: Any = SimpleNamespace(parameters=7_000_000_000)
+    one = RECIPE.model_copy(update={"learner": RECIPE.learner.model_copy(update={"ranks": 1})})
+    assert share_for(one, shape, 80 * GIB) == 0.81  # 1 - 15.04 / 80
+    with pytest.raises(UserError, match=r"24 GiB is too small .* the learner 8\.9 GiB are left"):
+        share_for(one, shape, 24 * GIB)
+
+
 def each(who: str, what: str) -> list[str]:
     return [f"{who}{i} {what}" for i in range(2)]
 
 
-def test_on_gpus_of_their_own_nobody_waits_for_the_other():
+def test_on_gpus_of_their_own_ranks_and_engines_are_asked_in_one_go():
     _, made, _ = started(colocated=False)
     assert made == [
         "engines are made",

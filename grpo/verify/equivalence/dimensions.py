@@ -101,7 +101,10 @@ def _measured(name: str) -> Unit | None:
     known = name in _COMPOUND or (name.isalpha() and _REGISTRY.parse_unit_name(name))
     if not known:
         return None
-    scale, base = _REGISTRY.get_base_units(name)
+    try:
+        scale, base = _REGISTRY.get_base_units(name)
+    except pint.OffsetUnitCalculusError:  # a prefix before a temperature
+        return None
     found = base.dimensionality.items()
     powers = tuple(sorted((kind, int(power)) for kind, power in found if power))
     return Unit(powers, Fraction(scale)) if powers else None

@@ -57,7 +57,10 @@ _EQUATION = re.compile(r"(?<![<>!:])=")
 
 _DIGITS = 30
 _DIFFER = sympy.Float("1e-9")
-_PRIMED = re.compile(r"[A-Za-z\d)}]'+")
+# f', x_1' and x'_1: a letter with an index or without.
+_PRIMED = re.compile(
+    r"(?<![\\A-Za-z])([A-Za-z])(?:_(?:\{([^{}]*)\}|(\w)))?('+)(?:_(?:\{([^{}]*)\}|(\w)))?"
+)
 _AGREE = sympy.Float("1e-20")
 _NOTHING = sympy.Float("1e-60")
 _POINTS_NEEDED = 6
@@ -119,7 +122,7 @@ def parse(text: str, cased: bool = False) -> Any:
         return None
     try:
         expression = latex2sympy(
-            normalize_latex(_LETTER.sub(_own_letter, _in_radians(text)), _NORMALIZATION),
+            normalize_latex(_LETTER.sub(_own_letter, _unprimed(_in_radians(text))), _NORMALIZATION),
             is_real=not should_treat_as_complex(text),
             convert_degrees=False,
             normalization_config=None,
@@ -130,6 +133,16 @@ def parse(text: str, cased: bool = False) -> Any:
     except Exception:  # a parser's own faults on text that is no mathematics: it cannot be read
         return None
     return None if is_undefined else expression
+
+
+def _unprimed(text: str) -> str:
+    """`f'` -> `f_{p}`: the parser drops primes, so that `f'` would be `f`."""
+
+    def index(match: re.Match[str]) -> str:
+        given = next((part for part in match.group(2, 3, 5, 6) if part), "")
+        return f"{match[1]}_{{{given}{'p' * len(match[4])}}}"
+
+    return _PRIMED.sub(index, text)
 
 
 def _own_letter(match: re.Match[str]) -> str:
@@ -156,7 +169,7 @@ def same_expression(gold: str, answer: str, options: Options) -> bool:
         return False
     if _EQUATION.search(answer) and not _EQUATION.search(gold):
         return False
-    if not same_bases(gold, answer) or _primed(gold) != _primed(answer):
+    if not same_bases(gold, answer):
         return False
     decimal = _same_decimal(gold, answer, options)
     if decimal is not None:
@@ -184,11 +197,6 @@ def _with_imaginary_unit(left: Any, right: Any, texts: str) -> tuple[Any, Any]:
         return left, right
     unit = dict.fromkeys(symbols, sympy.I)
     return left.subs(unit), right.subs(unit)
-
-
-def _primed(text: str) -> set[str]:
-    """What has primes, `f'`, with them; math-verify reads `f` alone."""
-    return set(_PRIMED.findall(text))
 
 
 def same_bases(gold: str, answer: str) -> bool:

@@ -24,7 +24,7 @@ from grpo.verify.equivalence.guards import too_complex, too_large
 from grpo.verify.equivalence.operations import left_to_do
 from grpo.verify.equivalence.spelling import mend, tidy
 from grpo.verify.equivalence.text import Same, squeeze
-from grpo.verify.equivalence.units import nouns_of
+from grpo.verify.equivalence.units import Nouns, nouns_of
 
 # (gold, answer, same) -> True: accepted; False: refused, whatever the others say; None: not mine.
 Rule = Callable[[str, str, Same], bool | None]
@@ -106,7 +106,7 @@ def refusal(gold: str, answer: str, options: Options, problem: str) -> str | Non
 class _Judgement:
     """One judgement: rules call it for the parts that they cut an answer into."""
 
-    def __init__(self, options: Options, nouns: frozenset[str]):
+    def __init__(self, options: Options, nouns: Nouns):
         self._options = options
         self._nouns = nouns
         self._known: dict[tuple[str, str, bool], str | None] = {}

@@ -12,9 +12,9 @@ from grpo.verify.equivalence.words import plain
 _LONGEST_LIST = 60
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
 _SYMBOL = (
-    r"(?:\\?[A-Za-z]+|\|[A-Za-z]{1,3}\||\\(?:text|mathbb|mathcal)\{[^{}]*\})"
-    r"(?:_(?:\{[^{}]*\}|\w))?(?:\^\s*(?:\{\s*-1\s*\}|-1)(?=\s*\())?'?"
-    r"(?:\([A-Za-z0-9,\s+-]{1,12}\))?"
+    r"(?:[f-hF-H]\s*\^\s*(?:\{\s*-1\s*\}|-1)(?=\s*\()|\\?[A-Za-z]+|\|[A-Za-z]{1,3}\|"
+    r"|\\(?:text|mathbb|mathcal)\{[^{}]*\})"
+    r"(?:_(?:\{[^{}]*\}|\w))?'*(?:\([A-Za-z0-9,\s+-]{1,12}\))?"
 )
 _NAME = re.compile(
     rf"(?:\\(?:angle|triangle|overline|widehat)\s*)?{_SYMBOL}(?:\s*(?:[:/+]|\\cdot|)\s*{_SYMBOL}){{0,3}}"
@@ -34,6 +34,7 @@ _NUMBERED = re.compile(
     r"(?:(?<=^)|(?<=,)|(?<=;))\s*(?:sequence|case|solution|root|pair|set|part)\s*\d\s*:\s*", re.I
 )
 _AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
+_SEVERAL = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|(?<![\d^{])\d")
 _SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 
 
@@ -53,8 +54,8 @@ def same_name(gold: str, answer: str) -> bool:
     """Equal, or the same letter with and without an index or arguments: `m` and `m_{max}`."""
     if gold == answer or not (gold and answer):
         return True
-    if ("^" in gold) != ("^" in answer):
-        return False  # f and its inverse
+    if any(gold.count(mark) != answer.count(mark) for mark in "^'"):
+        return False  # f, its inverse and its derivative
     heads = [re.match(r"\\?[A-Za-z]+", name) for name in (gold, answer)]
     return (
         heads[0] is not None
@@ -107,7 +108,7 @@ def _values(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
 def _is_number(text: str) -> bool:
     """One number with or without its unit: `58,500 plates`."""
     number = split_unit(text)[0]
-    return read_number(number) is not None and "," not in text[len(number) :]
+    return read_number(number) is not None and _SEVERAL.search(text, len(number)) is None
 
 
 def values(gold: str, answer: str, same: Same) -> bool | None:

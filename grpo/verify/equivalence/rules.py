@@ -12,7 +12,7 @@ from grpo.verify.equivalence.numbers import (
     same_percentage,
 )
 from grpo.verify.equivalence.text import FUNCTION_OF, Same, cut
-from grpo.verify.equivalence.units import same_unit, split_noun, split_unit
+from grpo.verify.equivalence.units import Nouns, same_unit, split_noun, split_unit
 
 _OR = re.compile(r"\\text\{\s*OR\s*\}|(?<![A-Za-z\\])OR(?![A-Za-z])")
 _COMMA = re.compile(r"(-?\d+),(\d+)")
@@ -103,7 +103,7 @@ def rounding(gold: str, answer: str, same: Same) -> bool | None:
     return True if worth is not None and rounds_to(decimal, worth) else None
 
 
-def units(gold: str, answer: str, same: Same, exact: bool, nouns: frozenset[str]) -> bool | None:
+def units(gold: str, answer: str, same: Same, exact: bool, nouns: Nouns) -> bool | None:
     """A unit or noun behind the value may be left out, or be another of its kind: `3\\text{ m}`
     and `300\\text{ cm}`. `exact`: in a list, a noun must be the same noun. `nouns`: those of the
     problem, which may stand behind a bare gold."""

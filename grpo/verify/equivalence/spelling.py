@@ -65,7 +65,7 @@ _COMMANDS = {
     **dict.fromkeys(
         ("mbox", "textbf", "textit", "textrm", "textnormal", "texttt", "textsf", "emph"), r"\text"
     ),
-    **dict.fromkeys(("mathrm", "mathbf", "mathit", "mathsf", "mathop", "operatorname"), r"\text"),
+    **dict.fromkeys(("mathrm", "mathbf", "mathit", "mathsf"), r"\text"),
     **dict.fromkeys(("dots", "cdots", "dotsc"), r"\ldots"),
     **dict.fromkeys(("land", "wedge"), r"\text{ and }"),
     **dict.fromkeys(("lor", "vee"), r"\text{ or }"),
@@ -91,6 +91,7 @@ _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 _UNIT_LETTERS = frozenset("AFJKLNTVWghlms")
 _POWER_OF_TEN = re.compile(r"10\s*\^\s*\{?-?\d+\}?$")
 _NTH = r"(?:st|nd|rd|th)"
+_NO_ARGUMENT = re.compile(r"\s*(?:\^\s*\{?-?\d\}?\s*)?(?:[,;)\]}]|$)")
 
 _DAMAGED = re.compile(r"\\?([\x07\x08\x0b\x0c])(?=[A-Za-z])")
 _TAB = re.compile(r"\t(?=ext\{[A-Za-z ]|imes|heta|riangle)")
@@ -123,6 +124,16 @@ def _currency(match: re.Match[str]) -> str:
     return f"{match[2] or match[3]}\\text{{ {_CURRENCIES[match[1] or match[4]]}}}"
 
 
+def _function(match: re.Match[str]) -> str:
+    """As a command; but behind a number and without an argument min and sec are units, and max is
+    a word."""
+    name, rest = match[match.lastindex or 0], match.string[match.end() :]
+    before = match.string[: match.start()].rstrip()[-1:]
+    if name in ("min", "max", "sec") and before in "0123456789}/" and _NO_ARGUMENT.match(rest):
+        return match[0] if before else f"\\{name} "
+    return f"\\{name}" if rest[:1] in ("(", "^", "_") else f"\\{name} "
+
+
 def _space(match: re.Match[str]) -> str:
     if match["keep"]:
         return match["keep"]
@@ -144,9 +155,9 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     # \text{18 dollars}, \text{3/4}, \text{3, 5, and 7}
     (
         re.compile(
-            r"\\(?:text\w*|mbox|mathrm|mathbf)\s*\{\s*(?:"
+            r"(?<![\w}^_])(?<![\w}^_]\s)\\(?:text\w*|mbox|mathrm|mathbf)\s*\{\s*(?:"
             rf"((?:\\?\$\s*)?[+-]?\d[\d,]*(?:\.\d+)?)({_NTH}|\s+[A-Za-z][A-Za-z /.]*|)"
-            r"|([+-]?\d[\d ,./]*(?:(?:and|or) [\d ,./]+)?))\s*\}"
+            r"|([+-]?\d[\d ,./]*(?:(?:and|or) [\d ,./]+)?))\s*\}(?!\s*\w)"
         ),
         _out_of_text,
     ),
@@ -214,21 +225,14 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         re.compile(r"\\([A-Za-z]+)(?![A-Za-z])"),
         lambda match: _COMMANDS.get(match[1], match[0]),
     ),
-    # \text{sin}; without an argument min and sec are units, and max is a word
-    (
-        re.compile(
-            r"\\text\*?\s*\{\s*(?!(?:min|max|sec)\s*\}\s*(?:\^\s*\{?-?\d\}?\s*)?(?:[,;)\]}]|$))"
-            rf"({FUNCTIONS})\s*\}}"
-        ),
-        r"\\\1 ",
-    ),
-    # as programs write them: gcd(12, 18), sin x, log_2 8
+    # \text{sin}, \operatorname{lcm}, and as programs write them: gcd(12, 18), sin x, log_2 8
+    (re.compile(rf"\\(?:text|operatorname|mathop)\*?\s*\{{\s*({FUNCTIONS})\s*\}}"), _function),
     (
         re.compile(
             rf"(?<![\\A-Za-z])(?:({FUNCTIONS})(?=\s*\()|(sin|cos|tan|cot|csc|ln|log)"
             r"(?=\s*[\^_]|\s+(?:\d|\\|[A-Za-z](?![A-Za-z]))))"
         ),
-        r"\\\1\2 ",
+        _function,
     ),
     (re.compile(r"\\log\s*_\s*(?:e(?![A-Za-z])|\{\s*e\s*\})"), r"\\ln "),
     # line breaks with a space behind them, and a column in brackets
@@ -239,7 +243,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     ),
     (
         re.compile(
-            r"\\?(?:text\s*\{\s*)?(?<![A-Za-z])cis(?![A-Za-z])(?:\s*\})?\s*(\([^()]*\)"
+            r"\\?(?:(?:text|operatorname)\s*\{\s*)?(?<![A-Za-z])cis(?![A-Za-z])(?:\s*\})?\s*(\([^()]*\)"
             r"|\d+(?:\.\d+)?\s*\^\s*\{?\\circ\s*\}?|\\frac\s*\{[^{}]*\}\s*\{[^{}]*\}|\\[a-z]+)"
         ),
         r"(\\cos \1 + i\\sin \1)",
@@ -258,7 +262,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
     (re.compile(r"\^\s*(?:\\prime(?![A-Za-z])|\{\s*\\prime\s*\})\s*"), "'"),
     # 90^o
     (
-        re.compile(r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\}|\{?\\text\s*\{\s*o\s*\}\}?)"),
+        re.compile(r"(?<=\d\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\}|\{?\\text\s*\{\s*o\s*\}\}?)"),
         r"^\\circ ",
     ),
     # 2516\text{ (base 8)}, (2516)_8
@@ -266,7 +270,7 @@ _REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         re.compile(r"(?<=\d)\s*(?:\\text\{\s*\(?(?:in )?base (\d+)\)?\s*\}|\(?base (\d+)\)?$)"),
         r"_{\1\2}",
     ),
-    (re.compile(r"\(([\dA-F]+)\)(?=\s*_\s*\{?\s*\d)"), r"\1"),
+    (re.compile(r"(?<![\w)}\]])(?<![\w)}\]]\s)\(([\dA-F]+)\)(?=\s*_\s*\{?\s*\d)"), r"\1"),
     (re.compile(r"\^\s*\{\s*\\circ\s*\}|\{\}\s*\^\s*\\circ"), r"^\\circ "),
     (
         re.compile(r"\\?%|\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct)\b"),

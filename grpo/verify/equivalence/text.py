@@ -10,13 +10,14 @@ FUNCTIONS = (
     "sinh?|cosh?|tanh?|cot|sec|csc|arcsin|arccos|arctan|ln|lg|log|exp|max|min|gcd|lcm|mod|det|sgn"
 )
 # A word of functions and their letters: sin, sinx, sinxcosx; not logs, minutes, tangerines.
-FUNCTION = re.compile(rf"(?:(?:{FUNCTIONS})[A-RT-Za-rt-z]?)+")
+FUNCTION = re.compile(rf"(?:(?>{FUNCTIONS})[A-RT-Za-rt-z]?)+")
 FUNCTION_OF = re.compile(rf"\\(?:{FUNCTIONS})(?![A-Za-z])")
 # Bounded, so that a text of nothing but openings is read in linear time.
 MATH = re.compile(
     r"\$\$(.{1,2000}?)\$\$|(?<!\\)\$(.{1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
     re.DOTALL,
 )
+_FEET = re.compile(r"[+-]?\d[\d.,]*'+")
 _OPENERS, _CLOSERS = "([{", ")]}"
 _SEPARATOR = re.compile(
     r"[,;]\s*(?:\\text\{\s*(?:and|or)\s*\}|(?:and|or)(?![A-Za-z]))?"
@@ -29,8 +30,9 @@ def trim(text: str) -> str:
     """Without punctuation at the ends, and without braces around the whole."""
     while True:
         shorter = text.strip(' \t\n"`*').rstrip(".,;:").lstrip(",;:").strip()
-        if shorter.startswith("'") or (text.startswith("`") and shorter.endswith("''")):
-            shorter = shorter.strip("'")  # quotes; a prime has no partner
+        # Quotes, feet and minutes; the prime of a letter has no partner.
+        if text.lstrip().startswith(("'", "`")) or _FEET.fullmatch(shorter):
+            shorter = shorter.strip("'")
         if shorter.startswith("{") and closing(shorter, 0) == len(shorter) - 1:
             shorter = shorter[1:-1]
         if shorter == text:

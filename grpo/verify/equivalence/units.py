@@ -3,10 +3,11 @@
 import re
 from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 from grpo.verify.equivalence.dimensions import Unit, is_part, read_unit, unit_named
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import FUNCTION, MATH, trim
+from grpo.verify.equivalence.text import FUNCTION, trim
 
 _MANY = {
     "dozen": 12,
@@ -58,13 +59,13 @@ _RAW_TAIL = re.compile(
     r"(?<=[\d})\s%])\s*((?:[A-Za-z]{2,}|(?<=\s)[A-Za-z])(?:[A-Za-z\s./^\d{}-]|\\cdot(?![A-Za-z]))*)$"
 )
 _CHINESE_TAIL = re.compile(r"(?<=[\d}])\s*([\u4e00-\u9fff]+)$")
-_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}")
 _LONGEST_PROBLEM = 20_000
 _TEXT_TAIL = re.compile(r"\s*\\text\{.*$", re.DOTALL)
-_SHORT = re.compile(r"(?<![A-Za-z])[A-Za-z]{3}(?![A-Za-z])")
 _SHORT_NOUN = re.compile(r"(.*\d)\s+([A-Za-z]{3})")
-_ASKED = re.compile(
-    r"\b[Hh]ow (?:many|much) (?:(more|fewer|less) )?(?!(?:not?|or|and|if|except)\b)([a-z]+)"
+_ASKED = re.compile(r"\b[Hh]ow (?:many|much) (?:(more|fewer|less) )?([a-z]+)")
+# Words of LOADED that a question may count.
+_COUNTABLE = frozenset(
+    ("more", "fewer", "less", "prime", "odd", "even", "negative", "triple", "half")
 )
 _POWER = re.compile(r"\^\s*\{?\s*(-?[1-9])\s*\}?")
 _WORDS = re.compile(r"[A-Za-z¢°µμΩÅ]+|[\u4e00-\u9fff]+|\^-?\d|\d+|/|[^\s\w.,]")
@@ -138,28 +139,40 @@ def _singular(word: str) -> str:
     return word[:-1] if len(word) > 2 and word.endswith("s") and not word.endswith("ss") else word
 
 
+class Nouns(NamedTuple):
+    """What an answer may be counted in, in the singular. `words`: those of the problem. `asked`:
+    those of its last "how many ..."; only there do "more" and "dozen" belong to what is counted."""
+
+    words: frozenset[str] = frozenset()
+    asked: frozenset[str] = frozenset()
+
+
+_NO_NOUNS = Nouns()
+
+
 @lru_cache(maxsize=512)
-def nouns_of(problem: str) -> frozenset[str]:
-    """The words of a problem, in the singular: what an answer to it may be counted in. Words
-    that say more, as "dozen" and "more", are among them only where it asks "how many dozens" and
-    "how many more"; three letters of a formula are no word."""
+def nouns_of(problem: str) -> Nouns:
     problem = problem[:_LONGEST_PROBLEM]
-    prose = MATH.sub(lambda match: " ".join(_TEXT.findall(match[0])), problem)
-    words = re.findall(r"[A-Za-z]{4,}|[\u4e00-\u9fff]", problem) + _SHORT.findall(prose)
-    asked = {_noun(word) for pair in _ASKED.findall(problem) for word in pair if word}
-    return (frozenset(map(_noun, words)) - LOADED - frozenset(_MANY)) | asked
+    words = re.findall(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", problem)
+    questions = _ASKED.findall(problem)
+    asked = {_noun(word) for word in questions[-1] if word} if questions else set[str]()
+    told = {_noun(word) for word in words if word.lower() not in LOADED}
+    return Nouns(
+        frozenset(told) - LOADED - frozenset(_MANY),
+        frozenset(word for word in asked if word not in LOADED or word in _COUNTABLE),
+    )
 
 
-def split_noun(text: str, nouns: frozenset[str]) -> tuple[str, str]:
-    """A number and a noun of the problem that is short enough to be variables: `5 men`."""
+def split_noun(text: str, nouns: Nouns) -> tuple[str, str]:
+    """A number and a noun that is asked for, and short enough to be variables: `5 men`."""
     match = _SHORT_NOUN.fullmatch(text)
-    if match is None or read_number(match[1]) is None or _noun(match[2]) not in nouns:
+    if match is None or read_number(match[1]) is None or _noun(match[2]) not in nouns.asked:
         return text, ""
     return match[1], _noun(match[2])
 
 
 def same_unit(
-    gold: str, answer: str, exact: bool = False, nouns: frozenset[str] = frozenset()
+    gold: str, answer: str, exact: bool = False, nouns: Nouns = _NO_NOUNS
 ) -> Fraction | None:
     """By what the answer's value must be multiplied to be in the gold's unit, None where they are
     units of different things.
@@ -169,7 +182,7 @@ def same_unit(
     """
     gold_words, answer_words = gold.split(), answer.split()
     factor = Fraction(1)
-    asked = frozenset() if gold_words else nouns
+    asked = frozenset[str]() if gold_words else nouns.asked
     for word in answer_words:
         factor *= 1 if word in asked else _MANY.get(word, 1)
     for word in gold_words:
@@ -186,7 +199,7 @@ def same_unit(
     if turned and _OPPOSED.intersection(golds) not in (frozenset(), turned):
         return None
     extra = _counted(answers) - _counted(golds)
-    if extra and (exact or _counted(golds) or left is not None or not extra <= nouns):
+    if extra and (exact or _counted(golds) or left is not None or not extra <= nouns.words | asked):
         return None
     if exact and _counted(golds) - _counted(answers):
         return None

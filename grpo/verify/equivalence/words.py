@@ -69,7 +69,7 @@ def same_words(gold: str, answer: str, same: Same) -> bool | None:
 
 
 def _letters(text: str) -> str:
-    words = re.sub(r"\b(?:the|an?)\s|[\s.\"']", "", plain(text).lower())
+    words = re.sub(r"\b(?:the|an?)\s|[\s.\"]", "", plain(text).lower())
     return words if "\\" not in words else ""
 
 
