@@ -56,7 +56,7 @@ demo: $(STAMP) ## train a small model from nothing and show its accuracy before 
 	$(VENV)/bin/grpo train recipes/tiny_cpu.yaml $(ARGS)
 
 .PHONY: check
-check: $(STAMP) ## lint, types and unit tests, properties on a quarter of their examples (a minute and a half)
+check: $(STAMP) ## lint, types and unit tests, properties on a quarter of their examples (a minute or two)
 	@$(MAKE) --no-print-directory --output-sync=target -j2 types quick
 
 # Room for young objects: node's collector is a tenth of a type check otherwise.
