@@ -65,7 +65,19 @@ _SHORT_NOUN = re.compile(r"(.*\d)\s+([A-Za-z]{3})")
 _ASKED = re.compile(r"\b[Hh]ow (?:many|much) (?:(more|fewer|less) )?([a-z]+)")
 # Words of LOADED that a question may count.
 _COUNTABLE = frozenset(
-    ("more", "fewer", "less", "prime", "odd", "even", "negative", "triple", "half")
+    (
+        "more",
+        "fewer",
+        "less",
+        "prime",
+        "odd",
+        "even",
+        "negative",
+        "base",
+        "half",
+        "double",
+        "triple",
+    )
 )
 _POWER = re.compile(r"\^\s*\{?\s*(-?[1-9])\s*\}?")
 _WORDS = re.compile(r"[A-Za-z¢°µμΩÅ]+|[\u4e00-\u9fff]+|\^-?\d|\d+|/|[^\s\w.,]")
