@@ -39,9 +39,7 @@ class Placement:
 def place(recipe: Recipe, model: str) -> Placement:
     """Where everything runs, for the model in the folder `model`. Raises UserError for lengths
     beyond the model's context, and for a layout that cannot be placed."""
-    fault = layout_fault(recipe, gpus_here())
-    if fault is not None:
-        raise UserError(fault)
+    check_layout(recipe)
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -84,6 +82,13 @@ def gpus_here() -> int | None:
     return torch.cuda.device_count() if on_gpu() else None
 
 
+def check_layout(recipe: Recipe) -> None:
+    """Raises UserError for a layout that cannot be placed on this machine's GPUs."""
+    fault = layout_fault(recipe, gpus_here())
+    if fault is not None:
+        raise UserError(fault)
+
+
 def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
     """Why engines and ranks cannot be placed on so many GPUs (None: on CPU), and what would help;
     None where they can. Where Ray has been given an address, its other machines may have more."""
@@ -107,7 +112,7 @@ def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
     chosen = (
         "colocated" if recipe.placement == "colocated" else f"auto on {gpus} GPUs is colocated and"
     )
-    if rollout.tensor_parallel != 1 or rollout.engines != ranks:
+    if parallel != 1 or engines != ranks:
         return (
             f"placement {chosen} shares each GPU between one engine and one learner rank: {each} "
             f"(tensor_parallel must be 1, and engines as many as learner.ranks, {ranks})"

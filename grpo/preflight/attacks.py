@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from grpo.config.data import DataConfig
+from grpo.verify.equivalence.copies import MATH
 from grpo.verify.equivalence.copies import formulas as formulas_of
-from grpo.verify.equivalence.text import MATH
+from grpo.verify.equivalence.text import LONGEST_PROBLEM
 
 MOST_PARTS = 20  # formulas and numbers of one problem that are tried, each
 _MOST_CHOICES = 5
-_LONGEST_PROBLEM = 20_000
 
 # A sum in plain text: 59 + 11, (3+4)*2.
 _SUM = re.compile(r"[\d(][\d.() ]{0,60}(?:[-+*/^=×÷]{1,3}[.( ]{0,9}\d[\d.() ]{0,60})+")
@@ -58,7 +58,7 @@ class Attacker:
     def responses(self, problem: str) -> dict[str, list[str]]:
         """Each response once, with the names of the attacks that give it."""
         made: dict[str, list[str]] = {}
-        for name, response in self._made(problem[:_LONGEST_PROBLEM]):
+        for name, response in self._made(problem[:LONGEST_PROBLEM]):
             names = made.setdefault(response, [])
             if name not in names:
                 names.append(name)

@@ -11,7 +11,7 @@ from grpo.config.recipe import Recipe
 from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
-from grpo.fleet.placement import gpus_here, layout_fault, transport_of
+from grpo.fleet.placement import check_layout, transport_of
 from grpo.learner.base_model import check_model_folder, looks_local
 from grpo.registry import call
 from grpo.types import Row
@@ -46,7 +46,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_verifier(verifier.name, verifier.options, verifier.timeout_s, "verifier.timeout_s")
     for shadow in verifier.shadows:
         check_verifier(shadow.name, shadow.options, verifier.timeout_s, "verifier.timeout_s")
-    _check_placement(recipe)
+    check_layout(recipe)
     rows = local_rows(recipe.data)
     facts = [
         ("model", _check_model(recipe)),
@@ -103,9 +103,3 @@ def _check_model(recipe: Recipe) -> str:
         raise UserError(f"model.path {path!r}: no such folder")
     check_model_folder(Path(path).expanduser())
     return path
-
-
-def _check_placement(recipe: Recipe) -> None:
-    fault = layout_fault(recipe, gpus_here())
-    if fault is not None:
-        raise UserError(fault)

@@ -11,16 +11,19 @@ from grpo.verify.equivalence.expressions import canonical
 from grpo.verify.equivalence.guards import too_large
 from grpo.verify.equivalence.numbers import read_number
 from grpo.verify.equivalence.spelling import tidy
-from grpo.verify.equivalence.text import MATH, cut, squeeze
+from grpo.verify.equivalence.text import LETTER, LONGEST_PROBLEM, cut, squeeze
 from grpo.verify.equivalence.units import split_unit
 
-_LONGEST_PROBLEM = 20_000
 _MOST_FORMULAS = 200
 _MOST_READ = 20  # by the parser, which takes a few milliseconds for each
+# Bounded, so that a text of nothing but openings is read in linear time.
+MATH = re.compile(
+    r"\$\$(.{1,2000}?)\$\$|(?<!\\)\$(.{1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
+    re.DOTALL,
+)
 _SIDES = re.compile(r"=|<|>|\\(?:le|ge|ne|approx|in)(?![A-Za-z])|[,;]")
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 # In another order an expression has the same of these.
-_CHARACTER = re.compile(rf"{_LETTER.pattern}|\d")
+_CHARACTER = re.compile(rf"{LETTER.pattern}|\d")
 _INTEGER = re.compile(r"(?:[A-Za-z]=)?-?\d+")
 _WITH_UNIT = re.compile(r"(\d[\d.,]*)\s?([A-Za-z]{1,12})")
 
@@ -56,7 +59,7 @@ def copied(gold: str, answer: str, problem: str) -> bool:
     alike = [
         formula
         for formula in parts.values()
-        if _LETTER.search(formula) and sorted(_CHARACTER.findall(formula)) == written
+        if LETTER.search(formula) and sorted(_CHARACTER.findall(formula)) == written
     ]
     expression = canonical(answer) if alike else None
     if expression is None or canonical(gold) == expression:
@@ -73,7 +76,7 @@ def _same_number(gold: str, number: str) -> bool:
 def _parts(problem: str) -> dict[str, str]:
     """Every formula of the problem and its sides, squeezed, with its tidy text."""
     found: dict[str, str] = {}
-    for span in formulas(problem[:_LONGEST_PROBLEM]):
+    for span in formulas(problem[:LONGEST_PROBLEM]):
         whole = tidy(span)
         for part in (whole, *cut(whole, _SIDES)):
             if part and len(found) < _MOST_FORMULAS and not too_large(part):
@@ -83,4 +86,4 @@ def _parts(problem: str) -> dict[str, str]:
 
 @lru_cache(maxsize=512)
 def _opened(problem: str) -> str:
-    return squeeze(tidy(problem[:_LONGEST_PROBLEM]))
+    return squeeze(tidy(problem[:LONGEST_PROBLEM]))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from grpo.verify.equivalence.lists import split_name
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import cut, squeeze
+from grpo.verify.equivalence.text import LETTER, cut, squeeze
 
 _TOKENS = re.compile(
     r"(?P<number>\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
@@ -26,7 +26,6 @@ _CONSTANTS = frozenset((r"\pi", r"\infty", r"\theta", r"\alpha", r"\beta", r"\ga
 _FRACTION = re.compile(r"\\[dtc]?frac")
 _DEEPEST = 60
 _MOST_TOKENS = 2_000
-_LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
 _GREEK = re.compile(r"\\(?![dt]?frac|sqrt|pi(?![A-Za-z])|cdot|times|left|right)[A-Za-z]+")
 
 
@@ -52,10 +51,10 @@ def is_unsolved(gold: str, answer: str) -> bool:
     """Is the answer an equation that leaves the unknown among other terms, `x - 59 = 11`, where the
     reference gives its value, `x = 70`?"""
     name, value = split_name(gold)
-    if not name or _LETTER.search(value) or _GREEK.search(value) or "=" not in answer:
+    if not name or LETTER.search(value) or _GREEK.search(value) or "=" not in answer:
         return False
     members = [squeeze(member) for item in cut(answer, _COMMA) for member in cut(item, _EQUALS)]
-    return any(_LETTER.search(member) for member in members) and squeeze(name) not in members
+    return any(LETTER.search(member) for member in members) and squeeze(name) not in members
 
 
 def _unfinished(item: str) -> bool:

@@ -34,7 +34,7 @@ _NUMBERED = re.compile(
     r"(?:(?<=^)|(?<=,)|(?<=;))\s*(?:sequence|case|solution|root|pair|set|part)\s*\d\s*:\s*", re.I
 )
 _AND = re.compile(r"(?<![A-Za-z])and(?![A-Za-z])")
-_SEVERAL = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|(?<![\d^{])\d")
+_MORE_THAN_ONE = re.compile(r"[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|(?<![\d^{])\d")
 _SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 
 
@@ -108,7 +108,7 @@ def _values(text: str) -> list[tuple[str, list[tuple[str, str]]]]:
 def _is_number(text: str) -> bool:
     """One number with or without its unit: `58,500 plates`."""
     number = split_unit(text)[0]
-    return read_number(number) is not None and _SEVERAL.search(text, len(number)) is None
+    return read_number(number) is not None and _MORE_THAN_ONE.search(text, len(number)) is None
 
 
 def values(gold: str, answer: str, same: Same) -> bool | None:

@@ -129,8 +129,9 @@ def _function(match: re.Match[str]) -> str:
     a word."""
     name, rest = match[match.lastindex or 0], match.string[match.end() :]
     before = match.string[: match.start()].rstrip()[-1:]
-    if name in ("min", "max", "sec") and before in "0123456789}/" and _NO_ARGUMENT.match(rest):
-        return match[0] if before else f"\\{name} "
+    behind_number = before != "" and before in "0123456789}/"
+    if name in ("min", "max", "sec") and behind_number and _NO_ARGUMENT.match(rest):
+        return match[0]
     return f"\\{name}" if rest[:1] in ("(", "^", "_") else f"\\{name} "
 
 

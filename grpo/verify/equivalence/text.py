@@ -12,11 +12,9 @@ FUNCTIONS = (
 # A word of functions and their letters: sin, sinx, sinxcosx; not logs, minutes, tangerines.
 FUNCTION = re.compile(rf"(?:(?>{FUNCTIONS})[A-RT-Za-rt-z]?)+")
 FUNCTION_OF = re.compile(rf"\\(?:{FUNCTIONS})(?![A-Za-z])")
-# Bounded, so that a text of nothing but openings is read in linear time.
-MATH = re.compile(
-    r"\$\$(.{1,2000}?)\$\$|(?<!\\)\$(.{1,2000}?)(?<!\\)\$|\\\((.{1,2000}?)\\\)|\\\[(.{1,2000}?)\\\]",
-    re.DOTALL,
-)
+# A letter that is no part of a word or a command.
+LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])")
+LONGEST_PROBLEM = 20_000  # characters of a problem that are looked at
 _FEET = re.compile(r"[+-]?\d[\d.,]*'+")
 _OPENERS, _CLOSERS = "([{", ")]}"
 _SEPARATOR = re.compile(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from grpo.verify.equivalence.dimensions import Unit, is_part, read_unit, unit_named
 from grpo.verify.equivalence.numbers import read_number
-from grpo.verify.equivalence.text import FUNCTION, trim
+from grpo.verify.equivalence.text import FUNCTION, LONGEST_PROBLEM, trim
 
 _MANY = {
     "dozen": 12,
@@ -59,7 +59,6 @@ _RAW_TAIL = re.compile(
     r"(?<=[\d})\s%])\s*((?:[A-Za-z]{2,}|(?<=\s)[A-Za-z])(?:[A-Za-z\s./^\d{}-]|\\cdot(?![A-Za-z]))*)$"
 )
 _CHINESE_TAIL = re.compile(r"(?<=[\d}])\s*([\u4e00-\u9fff]+)$")
-_LONGEST_PROBLEM = 20_000
 _TEXT_TAIL = re.compile(r"\s*\\text\{.*$", re.DOTALL)
 _SHORT_NOUN = re.compile(r"(.*\d)\s+([A-Za-z]{3})")
 _ASKED = re.compile(r"\b[Hh]ow (?:many|much) (?:(more|fewer|less) )?([a-z]+)")
@@ -164,7 +163,7 @@ _NO_NOUNS = Nouns()
 
 @lru_cache(maxsize=512)
 def nouns_of(problem: str) -> Nouns:
-    problem = problem[:_LONGEST_PROBLEM]
+    problem = problem[:LONGEST_PROBLEM]
     words = re.findall(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", problem)
     questions = _ASKED.findall(problem)
     asked = {_noun(word) for word in questions[-1] if word} if questions else set[str]()
