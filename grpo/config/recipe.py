@@ -173,6 +173,19 @@ class RegularizationConfig(Section):
     aggregate: Choice = Field(default=Choice(name="token_mean"), description="their weights")
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021): the base model stays frozen, what is trained is small."""
+
+    rank: int = Field(default=32, ge=1, le=1024, description="r, the adapters' inner width")
+    alpha: float = Field(default=64, gt=0, description="the update is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        strict=False,
+        min_length=1,
+        description="names of the linear layers that get one",
+    )
+
+
 class LearnerConfig(Section):
     """The optimizer, and how a step is cut into what fits into memory."""
 
@@ -199,6 +212,14 @@ class LearnerConfig(Section):
         "sooner where prompts are long",
     )
     offload_optimizer: bool = Field(default=False, description="its state in host memory")
+    offload_weights: bool = Field(
+        default=False,
+        description="on shared GPUs the learner's weights, too, rest in host memory while the "
+        "engines sample: room for a larger KV cache",
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="train adapters in place of all weights: a fraction of the memory"
+    )
     timeout_s: float = Field(default=3600, gt=0, description="longest wait for a learner call")
 
 
