@@ -159,8 +159,15 @@ class LearnerRank:
         self._resting.offload()
         torch.cuda.empty_cache()
 
+    def offload_weights(self) -> None:
+        """The weights, too, after an update: until they are taken back nothing can be scored, and
+        nothing sent."""
+        self._resting.offload_weights()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def reload(self) -> None:
-        """Takes back what `offload` moved away; nothing where it was not called."""
+        """Takes back what was moved away; nothing where nothing was."""
         self._resting.reload()
 
     def num_weight_bytes(self) -> int:

@@ -95,25 +95,27 @@ def test_a_step_after_restore_is_bit_equal_to_the_uninterrupted_one(
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_states_that_rested_in_host_memory_take_the_same_step(learners, ranks: int, tmp_path: Path):
     """To the bit, with torch's optimizers, whose states DeepSpeed does not move itself; before
-    the first step, when there are no moments yet, and after it."""
+    the first step, when there are no moments yet, and after it. The same with the weights."""
     group, first = learners[ranks]
     data = cut(batch("balanced", {}), ranks, 120)
-    for rests in (False, True):
+    states = ("offload", "offload", "reload", "reload")
+    everything = ("offload", "offload_weights", "offload_weights", "reload", "reload")
+    for rests in ((), states, everything):
         group.restore(first)
         group.load([data])
         for number in range(3):
-            if rests:
-                for call in ("offload", "offload", "reload", "reload"):
-                    group.everywhere(call)
+            for call in rests:
+                group.everywhere(call)
             group.step(0, number)
-        if rests:
-            group.everywhere("offload")  # a checkpoint may be written while engines sample
-        group.save(tmp_path / str(rests))
+        for call in rests[:-2]:  # a checkpoint may be written while engines sample
+            group.everywhere(call)
+        group.save(tmp_path / str(len(rests)))
         group.everywhere("reload")
-    expected, found = (weights(tmp_path / str(rests)) for rests in (False, True))
+    expected, *found = (weights(tmp_path / str(n)) for n in (0, len(states), len(everything)))
     start = weights(first)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not all(torch.equal(found[name], start[name]) for name in start)
+    for rested in found:
+        assert all(torch.equal(rested[name], expected[name]) for name in expected)
+        assert not all(torch.equal(rested[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("learners", LEARNERS[:1], indirect=True, ids="-".join)
