@@ -13,7 +13,12 @@ from grpo.sync.transport import BACKENDS
 
 
 def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
+    """The engine starts without weights: the first update brings all of them, as every later one
+    does, and the check behind it sees at once which did not arrive."""
     share = placement.engine_share
+    ours: dict[str, Any] = {"load_format": "dummy"}
+    if share is not None:
+        ours["gpu_memory_utilization"] = share
     return EngineSpec(
         model=model,
         dtype=recipe.model.dtype,
@@ -21,7 +26,7 @@ def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
         max_model_len=placement.max_model_len,
         tensor_parallel=recipe.rollout.tensor_parallel,
         transfer_backend=BACKENDS[placement.transport],
-        extra=({} if share is None else {"gpu_memory_utilization": share}) | recipe.rollout.engine,
+        extra=ours | recipe.rollout.engine,
     )
 
 

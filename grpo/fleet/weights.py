@@ -1,6 +1,5 @@
 """A whole weight update, seen from the driver: both sides in step, one deadline, then a check."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
+from grpo.fleet.canary import Apart, Bounds, not_finite
 from grpo.fleet.cluster import Cluster, free_port, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
 from grpo.sync.transport import Meeting, learner_members
-
-# How far two correct implementations of one forward pass may lie apart, in nats.
-CANARY_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,9 @@ class UpdateStats:
 class WeightSync:
     """Copies the learner's weights into every engine and checks that they arrived.
 
-    `canary`: a fixed sequence of two or more token ids, which both sides score.
+    canary: a fixed sequence of two or more token ids, which both sides score
+    rest_weights: on shared GPUs, whether the learner's weights, too, rest in host memory while the
+        engines are awake
     """
 
     def __init__(
@@ -39,7 +38,9 @@ class WeightSync:
         config: SyncConfig,
         transport: str,
         canary: list[int],
+        *,
         colocated: bool = False,
+        rest_weights: bool = False,
     ):
         assert len(canary) >= 2, "a canary of one token has nothing to score"
         self._learner = learner
@@ -51,6 +52,8 @@ class WeightSync:
         self._version = 0
         self._colocated = colocated
         self._asleep = colocated  # on shared GPUs they start so
+        self._rest_weights = rest_weights
+        self._scored: list[float] = []  # the learner's canary, where it was scored in the update
 
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
         """Connects both sides. Their processes must be running."""
@@ -89,6 +92,7 @@ class WeightSync:
         side fails; the engines are unusable afterwards."""
         started = time.monotonic()
         parts: dict[str, float] = {}
+        self._scored = []
         with _timed(parts, "pause"):
             if self._asleep:  # weights first: the cache does not fit until they have arrived
                 self._learner.everywhere("offload")
@@ -104,6 +108,11 @@ class WeightSync:
             gather(calls, self._config.timeout_s, "sync.timeout_s")
         with _timed(parts, "finish"):
             self._rollouts.everywhere("finish_update", version)
+        if self._colocated:
+            # Before the engines' cache takes what a forward pass needs.
+            self._scored = self._learner.score(self._canary)
+            if self._rest_weights:
+                self._learner.everywhere("offload_weights")
         with _timed(parts, "resume"):
             if self._asleep:
                 self._rollouts.everywhere("wake", "kv_cache")
@@ -117,48 +126,49 @@ class WeightSync:
         every = self._config.canary.every
         return every > 0 and step % every == 0
 
-    def check_canary(self, dtype: str) -> float:
-        """Largest logprob difference, in nats, between the learner and any engine on the canary.
+    def check_canary(self, dtype: str) -> Apart:
+        """How far learner and engines lie apart on the canary: the engine that is furthest.
 
-        Raises RunError if it exceeds the tolerance, since an engine then holds other weights than
-        the learner, and if either side scores nan or an infinity, which comparisons let through.
+        Raises RunError if that is more than rounding explains, since an engine then holds other
+        weights than the learner, and if either side scores nan or an infinity, which comparisons
+        let through.
         """
-        tolerance = self._config.canary.tolerance or CANARY_TOLERANCE[dtype]
-        expected = self._learner.score(self._canary)
-        if (fault := _not_finite(expected)) is not None:
-            cause = (
-                "training has diverged. Resume from an earlier checkpoint (--resume DIR) with a "
-                "lower learner.lr or learner.grad_clip"
-                if self._version
-                else "nothing was trained yet, so look at the model's files, and at model.dtype"
-            )
-            raise RunError(
-                f"after weight update {self._num_updates} the learner itself scores {fault}: "
-                f"{cause}"
-            )
-        worst, where = 0.0, ""
-        for worker, engine in zip(
-            self._rollouts.workers, self._rollouts.score(self._canary), strict=True
-        ):
-            if (fault := _not_finite(engine)) is not None:
+        bounds = Bounds.of(dtype, self._config.canary.tolerance)
+        expected = self._scored or self._learner.score(self._canary)
+        if (fault := not_finite(expected)) is not None:
+            raise RunError(f"{self._after} the learner itself scores {fault}: {self._diverged}")
+        scored = list(zip(self._rollouts.workers, self._rollouts.score(self._canary), strict=True))
+        for worker, engine in scored:
+            if (fault := not_finite(engine)) is not None:
                 raise RunError(
-                    f"after weight update {self._num_updates} {worker.name} scores {fault}, and "
-                    "the learner does not: the weights did not arrive whole, or overflow in the "
-                    f"engine. {self._go_on}try another sync.transport or model.dtype"
+                    f"{self._after} {worker.name} scores {fault}, and the learner does not: the "
+                    "weights did not arrive whole, or overflow in the engine. "
+                    f"{self._go_on}try another sync.transport or model.dtype"
                 )
-            apart, position = _furthest(expected, engine)
-            if apart > worst:
-                ours, theirs = expected[position], engine[position]
-                worst = apart
-                where = f"token {position + 1} scores {theirs:.6g} in {worker.name}, {ours:.6g}"
-        if worst > tolerance:
-            raise RunError(
-                f"after weight update {self._num_updates} the engines and the learner score the "
-                f"same tokens up to {worst:.3g} nats apart (tolerance {tolerance:g}): {where} in "
-                f"the learner. The update did not arrive whole. {self._go_on}try another "
-                "sync.transport, or raise sync.canary.tolerance for a low-precision engine"
-            )
-        return worst
+        found = [(worker, Apart.between(expected, engine)) for worker, engine in scored]
+        for worker, apart in found:
+            if (fault := bounds.fault(apart)) is not None:
+                raise RunError(
+                    f"{self._after} {worker.name} and the learner score the same "
+                    f"{len(expected)} tokens {fault}; furthest apart is token {apart.position}, "
+                    f"which scores {apart.engine:.6g} in {worker.name}, {apart.learner:.6g} in the "
+                    f"learner. The update did not arrive whole. {self._go_on}try another "
+                    "sync.transport, or raise sync.canary.tolerance for a low-precision engine"
+                )
+        return max((apart for _, apart in found), key=lambda apart: apart.largest)
+
+    @property
+    def _after(self) -> str:
+        return f"after weight update {self._num_updates}"
+
+    @property
+    def _diverged(self) -> str:
+        if not self._version:
+            return "nothing was trained yet, so look at the model's files, and at model.dtype"
+        return (
+            "training has diverged. Resume from an earlier checkpoint (--resume DIR) with a lower "
+            "learner.lr or learner.grad_clip"
+        )
 
     @property
     def _go_on(self) -> str:
@@ -167,20 +177,6 @@ class WeightSync:
             if self._version
             else "To go on, "
         )
-
-
-def _furthest(expected: list[float], found: list[float]) -> tuple[float, int]:
-    """The largest difference and where it is, from 0."""
-    apart = [abs(ours - theirs) for ours, theirs in zip(expected, found, strict=True)]
-    return max(apart), apart.index(max(apart))
-
-
-def _not_finite(logprobs: list[float]) -> str | None:
-    """Describes the first value that is not finite, with its position; None if all are finite."""
-    for position, value in enumerate(logprobs, start=1):
-        if not math.isfinite(value):
-            return f"{value} at token {position} of its check sequence"
-    return None
 
 
 @contextmanager

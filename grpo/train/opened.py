@@ -12,7 +12,7 @@ from grpo.data import PromptStream, load_rows
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
-from grpo.fleet.placement import place
+from grpo.fleet.placement import Placement, place
 from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
 from grpo.learner.base_model import load_tokenizer, prepare_model
@@ -25,7 +25,9 @@ from grpo.train.update import PolicyUpdate
 from grpo.types import Row
 from grpo.verify.pool import VerifierPool
 
-_CANARY_TOKENS = 64
+# So many tokens that rounding averages out, from as many prompts as that may take.
+_CANARY_TOKENS = 128
+_CANARY_PROMPTS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +65,9 @@ def open_run(
             seed=recipe.seed,
             longest_prompt=placement.max_model_len - recipe.rollout.max_tokens,
         )
-        canary = _canary(stream)
+        canary = _canary(stream, placement.max_model_len - 1)
         screen.note("starting vLLM and DeepSpeed")
-        if placement.engine_share is not None:
-            share = recipe.rollout.engine.get("gpu_memory_utilization", placement.engine_share)
-            screen.note(
-                f"engines and learner share GPUs: vLLM takes {share} of each "
-                "(rollout.engine.gpu_memory_utilization), the learner's weights stay beside it"
-            )
+        _tell_shares(recipe, placement, screen)
         cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
         verifier = stack.enter_context(
             VerifierPool(
@@ -84,7 +81,13 @@ def open_run(
         shadows = stack.enter_context(open_shadows(recipe))
         rollouts, learner = start_workers(cluster, recipe, model, placement)
         sync = WeightSync(
-            learner, rollouts, recipe.sync, placement.transport, canary, placement.colocated
+            learner,
+            rollouts,
+            recipe.sync,
+            placement.transport,
+            canary,
+            colocated=placement.colocated,
+            rest_weights=recipe.learner.offload_weights,
         )
         sync.open(cluster, recipe.rollout.tensor_parallel)
         collector = Collector(recipe, stream, rollouts, verifier, shadows)
@@ -108,9 +111,21 @@ def open_run(
         )
 
 
-def _canary(stream: PromptStream) -> list[int]:
-    """The first prompt of the data, in full or its first tokens, without moving the cursor."""
-    first = stream.take(1)
+def _tell_shares(recipe: Recipe, placement: Placement, screen: Screen) -> None:
+    """On shared GPUs, who takes what."""
+    if placement.engine_share is None:
+        return
+    share = recipe.rollout.engine.get("gpu_memory_utilization", placement.engine_share)
+    weights = "rest in host memory" if recipe.learner.offload_weights else "stay beside it"
+    screen.note(
+        f"engines and learner share GPUs: vLLM takes {share} of each "
+        f"(rollout.engine.gpu_memory_utilization), the learner's weights {weights}"
+    )
+
+
+def _canary(stream: PromptStream, most: int) -> list[int]:
+    """Tokens of the first prompts of the data, without moving the cursor. `most`: how many fit."""
+    first = stream.take(_CANARY_PROMPTS)
     stream.put_back(first)
-    tokens = list(first[0].token_ids[:_CANARY_TOKENS])
-    return tokens if len(tokens) > 1 else tokens * 2
+    tokens = [token for prompt in first for token in prompt.token_ids]
+    return (tokens * 2)[: max(2, min(_CANARY_TOKENS, most))]

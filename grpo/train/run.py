@@ -61,11 +61,14 @@ class Trainer:
         self.screen.note(f"resumed after step {state.step} from {checkpoint}")
 
     def begin(self) -> None:
-        """The engines get the learner's weights, though both have read the same files, and both
-        score one sequence: what is wrong with either way shows before anything is sampled."""
+        """The engines, which have none yet, get the learner's weights, and both score one sequence:
+        what did not arrive shows before anything is sampled."""
         self.parts.sync.update(0)
         apart = self.parts.sync.check_canary(self.recipe.model.dtype)
-        self.screen.note(f"engines and learner agree to {apart:.1e} nats on the first prompt")
+        self.screen.note(
+            f"engines and learner agree on the first prompts: {apart.mean:.1e} nats apart on "
+            f"average, {apart.largest:.1e} at most"
+        )
 
     def run(self) -> None:
         """Steps until the recipe's last one. Raises Interrupted after a clean stop."""
@@ -108,7 +111,8 @@ class Trainer:
         learned_at = time.monotonic()
         stats, metrics = parts.sync.update(step), learned.metrics
         if parts.sync.canary_due(step):
-            metrics["sync/canary_max_abs"] = parts.sync.check_canary(self.recipe.model.dtype)
+            apart = parts.sync.check_canary(self.recipe.model.dtype)
+            metrics |= {"sync/canary_max_abs": apart.largest, "sync/canary_mean_abs": apart.mean}
         parts.collector.finish(step)
         judged_at = time.monotonic()
         shadowed = parts.shadows.judge(learned.collected.sampled)

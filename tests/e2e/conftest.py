@@ -65,9 +65,10 @@ def start_learner(cluster: Cluster, spec: LearnerSpec, ranks: int) -> Learner:
     return Learner(cluster.learner_ranks(spec, ranks), timeout_s=300)
 
 
-def start_engine(cluster: Cluster, model: Path) -> RolloutPool:
-    spec = EngineSpec(str(model), "float32", 0, None, 1, "grpo_gloo", {})
-    pool = RolloutPool(cluster.rollout_workers(spec, 1, None), timeout_s=300)
+def start_engines(cluster: Cluster, model: Path, count: int = 1) -> RolloutPool:
+    """Without weights, as a run starts them."""
+    spec = EngineSpec(str(model), "float32", 0, None, 1, "grpo_gloo", {"load_format": "dummy"})
+    pool = RolloutPool(cluster.rollout_workers(spec, count, None), timeout_s=300)
     pool.start()
     return pool
 
@@ -85,9 +86,9 @@ class Pair:
             worker.kill()
 
 
-def start_pair(cluster: Cluster, model: Path, ranks: int) -> Pair:
+def start_pair(cluster: Cluster, model: Path, ranks: int, engines: int = 1) -> Pair:
     learner = start_learner(cluster, learner_spec(model), ranks)
-    rollouts = start_engine(cluster, model)
+    rollouts = start_engines(cluster, model, engines)
     gather([worker.call("num_weight_bytes") for worker in learner.workers], 300)
     sync = WeightSync(learner, rollouts, SyncConfig(timeout_s=60), "gloo", CANARY)
     sync.open(cluster, tensor_parallel=1)
@@ -100,5 +101,6 @@ def pair(
 ) -> Iterator[Pair]:
     """One learner rank for the tied model, two for the untied one."""
     started = start_pair(cluster, models[request.param], ranks=1 if request.param == "tied" else 2)
+    started.sync.update(0)
     yield started
     started.stop()

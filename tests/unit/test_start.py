@@ -61,12 +61,13 @@ class Cluster:
     def push_to(self, workers: Any, timeout_s: float) -> None: ...
 
 
-def started(colocated: bool) -> tuple[Any, Any, list[str]]:
+def started(colocated: bool, rest_weights: bool = False) -> tuple[Any, Any, list[str]]:
     cluster: Any = Cluster()
     transport = "ipc" if colocated else "nccl"
     placement = Placement(colocated, transport, None, None, 99)
     rollouts, learner = start_workers(cluster, RECIPE, "m", placement)
-    sync = WeightSync(learner, rollouts, SyncConfig(), transport, [1, 2], colocated)
+    shares = {"colocated": colocated, "rest_weights": rest_weights}
+    sync = WeightSync(learner, rollouts, SyncConfig(), transport, [1, 2], **shares)
     made = list(cluster.calls)
     sync.open(cluster, 1)
     cluster.calls.clear()
@@ -75,11 +76,12 @@ def started(colocated: bool) -> tuple[Any, Any, list[str]]:
 
 def test_an_engine_takes_what_a_resting_learner_leaves_unless_the_recipe_says_otherwise():
     shared = Placement(True, "ipc", None, None, 99, engine_share=0.77)
-    assert engine_spec(RECIPE, "m", shared).extra == {"gpu_memory_utilization": 0.77}
+    empty = {"load_format": "dummy"}  # the first update brings the weights
+    assert engine_spec(RECIPE, "m", shared).extra == empty | {"gpu_memory_utilization": 0.77}
     own = RECIPE.model_copy(deep=True)
     own.rollout.engine["gpu_memory_utilization"] = 0.5
-    assert engine_spec(own, "m", shared).extra == {"gpu_memory_utilization": 0.5}
-    assert engine_spec(RECIPE, "m", replace(shared, engine_share=None)).extra == {}
+    assert engine_spec(own, "m", shared).extra == empty | {"gpu_memory_utilization": 0.5}
+    assert engine_spec(RECIPE, "m", replace(shared, engine_share=None)).extra == empty
 
 
 @pytest.mark.parametrize(
@@ -131,8 +133,10 @@ def test_on_shared_gpus_the_engines_are_asleep_when_the_learner_comes():
     ]
 
 
-def test_the_first_update_on_shared_gpus_makes_room_before_it_wakes_the_engines():
-    sync, _, calls = started(colocated=True)
+@pytest.mark.parametrize("rest_weights", [False, True])
+def test_the_first_update_on_shared_gpus_makes_room_before_it_wakes_the_engines(rest_weights: bool):
+    """And the learner scores the canary before the engines' cache takes what is free."""
+    sync, _, calls = started(True, rest_weights)
     sync.update(0)
     assert calls == [
         *each("rank", "offload"),
@@ -140,9 +144,14 @@ def test_the_first_update_on_shared_gpus_makes_room_before_it_wakes_the_engines(
         *each("engine", "start_update"),
         *each("rank", "send"),
         *each("engine", "finish_update 0"),
+        *each("rank", "score [1, 2]"),
+        *(each("rank", "offload_weights") if rest_weights else []),
         *each("engine", "wake kv_cache"),
         *each("engine", "resume"),
     ]
+    calls.clear()
+    sync.check_canary("float32")
+    assert calls == each("engine", "score [1, 2]"), "the learner has scored"
     calls.clear()
     sync.release_gpus()
     assert calls == [*each("engine", "sleep"), *each("rank", "reload")]
