@@ -29,7 +29,7 @@ import torch
 from common import QWEN3_06B, Row, Spread, command, made_up_recipe, parser, report
 
 from grpo.config.recipe import BuildConfig, SyncConfig
-from grpo.fleet.cluster import Cluster, Worker, _Host, free_port, gather
+from grpo.fleet.cluster import Cluster, Worker, _Host, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
 from grpo.fleet.weights import WeightSync
@@ -116,10 +116,9 @@ class Bare:
         self._info: dict[str, Any] = {}
 
     def open(self, transport: str, bucket_bytes: int) -> None:
-        meeting = Meeting(
-            transport, self._cluster.address, free_port(), 0, 2, bucket_bytes, TIMEOUT_S
-        )
         (rank,) = self._learner.workers
+        address, port = self._cluster.meeting_point(rank)
+        meeting = Meeting(transport, address, port, 0, 2, bucket_bytes, TIMEOUT_S)
         push = self._cluster.push_to([], TIMEOUT_S)
         gather(
             [

@@ -39,6 +39,13 @@ def working_directory() -> Path:
     return Path(os.environ.get(WORKING_DIRECTORY) or os.getcwd())
 
 
+def local_plugin(name: str) -> Path | None:
+    """The file or folder of the working directory that a plugin is imported from; None for one that
+    is installed."""
+    here, top = working_directory(), name.partition(".")[0]
+    return next((path for path in (here / f"{top}.py", here / top) if path.exists()), None)
+
+
 def _refuse_hidden(top: str, here: Path) -> None:
     """A module here whose name is taken elsewhere would be passed over in silence."""
     local = [path for path in (here / f"{top}.py", here / top) if path.exists()]

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from grpo.config.engine import refused
 from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
@@ -38,8 +36,11 @@ from grpo.eval.rows import (
 )
 from grpo.eval.scores import Score
 from grpo.eval.store import Answered, AnswerStore, judged_by
+from grpo.fleet.bundles import in_words, most_engines
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
+from grpo.fleet.placement import gpus_of_run
+from grpo.fleet.start import needed_everywhere
 from grpo.learner.base_model import context_length, load_tokenizer, local_model
 from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
@@ -230,7 +231,7 @@ def target_model(target: str) -> str:
 class EngineOptions:
     """How vLLM is started for an evaluation.
 
-    engines: how many; None: as many as fit the machine's GPUs, on CPU one
+    engines: how many; None: as many as fit the GPUs that there are, on CPU one
     tensor_parallel: GPUs that one engine is spread over
     extra: passed to vLLM's AsyncEngineArgs as it is
     """
@@ -241,13 +242,18 @@ class EngineOptions:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self) -> int:
-        """Raises UserError where the machine has too few GPUs."""
-        gpus = torch.cuda.device_count() if on_gpu() else None
-        count = self.engines or max(1, (gpus or 1) // self.tensor_parallel)
-        if gpus is not None and count * self.tensor_parallel > gpus:
+        """Raises UserError where there are too few GPUs, on this machine or in the Ray cluster
+        that it joins."""
+        gpus = gpus_of_run()
+        if gpus is None:
+            return self.engines or 1
+        most = most_engines(self.tensor_parallel, gpus)
+        count = self.engines or max(1, most)
+        if count > most:
             raise UserError(
                 f"--engines {count} with --tensor-parallel {self.tensor_parallel} need "
-                f"{count * self.tensor_parallel} GPUs, and this machine has {gpus}: lower one"
+                f"{count * self.tensor_parallel} GPUs, those of an engine on one machine, and "
+                f"there are {in_words(gpus)}: lower one"
             )
         return count
 
@@ -331,6 +337,8 @@ def _engines_on_demand(
         cluster = opened.enter_context(Cluster(logs))
         several = "" if count == 1 else f"{count} times "
         screen.note(f"starting vLLM {several}on {model}; its log is in {logs}")
+        cluster.reserve(count, options.tensor_parallel, ranks=0)
+        cluster.check_shared(needed_everywhere(model, ()))
         rollouts = RolloutPool(cluster.rollout_workers(spec, count, threads), _GROUP_TIMEOUT_S)
         rollouts.start()
         return rollouts

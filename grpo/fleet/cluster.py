@@ -1,13 +1,14 @@
 """Ray: starts the worker processes, calls them, and turns their failures into our errors.
 
-The only file that imports Ray. The workers are plain classes, which tests build without it.
+Only this file and `grpo/fleet/nodes.py`, which knows the machines, import Ray. The workers are
+plain classes, which tests build without it.
 """
 
-import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from functools import partial
 from operator import methodcaller
@@ -16,10 +17,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
-from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from grpo.errors import RunError, UserError
+from grpo.fleet import nodes
+from grpo.fleet.bundles import Seats, Wanted, in_words, seat, spread
+from grpo.fleet.environment import passed_on
 from grpo.fleet.stragglers import Patience
 from grpo.learner.spec import LearnerSpec
 from grpo.plugins import WORKING_DIRECTORY, working_directory
@@ -29,6 +32,7 @@ _TAIL_LINES = 15
 # Concurrent calls of a worker whose methods are coroutines. Ray's default is 1,000: with that many
 # groups under way, a call to pause or abort them would never start.
 _ANY_NUMBER = 1_000_000
+_PROCESS_S = 300.0  # for a process to start and to answer
 # Fractions of the GPU that a learner rank and an engine share.
 _COLOCATED_SHARES = {"rollout": 0.4, "learner": 0.6}
 
@@ -42,13 +46,28 @@ def _log_to(path: Path) -> None:
 
 
 class _Host:
-    """Runs one worker object in a process of its own; `make` imports the heavy libraries there."""
+    """Runs one worker object in a process of its own; `make` imports the heavy libraries there.
+    None: `make_worker` brings it later."""
 
-    def __init__(self, make: Callable[[], Any], log: Path):
+    def __init__(self, make: Callable[[], Any] | None, log: Path):
         _log_to(log)
-        self._worker = make()
+        self._worker = make() if make is not None else None
+        self._fault: Exception | None = None
+
+    def meeting_point(self) -> tuple[str, int]:
+        """An address of this machine, and a port that is free on it."""
+        return ray.util.get_node_ip_address(), free_port()
+
+    def make_worker(self, make: Callable[[], Any]) -> None:
+        try:
+            self._worker = make()
+        except Exception as error:  # nobody waits for this call: the next one raises it
+            traceback.print_exc()
+            self._fault = error
 
     def call(self, method: str, *args: Any) -> Any:
+        if self._fault is not None:
+            raise self._fault
         return methodcaller(method, *args)(self._worker)
 
 
@@ -82,11 +101,28 @@ def free_port() -> int:
 class Worker:
     """A handle on one worker process."""
 
-    def __init__(self, name: str, actor: Any, log: Path, usual: dict[str, float]):
+    def __init__(
+        self,
+        name: str,
+        actor: Any,
+        log: Path,
+        usual: dict[str, float],
+        node: nodes.Node | None = None,
+    ):
         self.name = name
         self.log = log
         self.usual = usual  # shared by all workers, see Patience
+        self.node = node  # where it was told to run; None: nowhere in particular
         self._actor = actor
+
+    def meeting_point(self) -> "Call":
+        """Starts to ask its process for an address of its machine and a free port there."""
+        return Call(self, "meeting_point", self._actor.meeting_point.remote().future())
+
+    def make(self, make: Callable[[], Any]) -> None:
+        """Makes the worker of a process that was started without; calls made from now on wait for
+        it, and raise what it raised."""
+        self._actor.make_worker.remote(make)
 
     def call(self, method: str, *args: Any) -> "Call":
         """Starts a call. A worker whose methods are coroutines runs any number concurrently."""
@@ -96,8 +132,8 @@ class Worker:
         ray.kill(self._actor)
 
     def log_tail(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
-        return "\n".join(lines[-_TAIL_LINES:])
+        """The end of its log, from the machine where it ran."""
+        return nodes.tail(self.log, _TAIL_LINES, self.node)
 
 
 class Call:
@@ -190,20 +226,12 @@ class Cluster:
         self._colocated = colocated
         self._workers: list[Worker] = []
         self._usual: dict[str, float] = {}
+        self._nodes: list[nodes.Node] = []
+        self._seats: Seats | None = None
         self._group: Any = None
 
     def __enter__(self) -> "Cluster":
-        # By default Ray's workers yield the CPU to every other process on the machine.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # Ray's notices about itself, such as that token authentication is on, do not concern a run.
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        nodes.connect()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,43 +239,76 @@ class Cluster:
             worker.kill()
         ray.shutdown()
 
-    @property
-    def address(self) -> str:
-        return ray.util.get_node_ip_address()
+    def reserve(self, engines: int, parallel: int, ranks: int) -> None:
+        """Decides which machine each worker will run on, and keeps their GPUs for them; to call
+        before they are started. Raises UserError where the machines are too small, and RunError
+        where their GPUs do not come free."""
+        self._nodes = nodes.alive()
+        if not on_gpu():
+            several = len(self._nodes) > 1
+            seats = Seats(*(spread(count, len(self._nodes)) for count in (engines, ranks)))
+            self._seats = seats if several else None
+            return
+        wanted = Wanted(engines, parallel, ranks, self._colocated)
+        gpus = [node.gpus for node in self._nodes]
+        self._seats = seat(wanted, gpus)
+        if self._seats is None:
+            raise UserError(
+                f"the run needs GPUs in pieces of {' + '.join(map(str, wanted.bundles))}, each "
+                f"within one machine, and Ray has {in_words(gpus)}: use fewer, or add machines"
+            )
+        if self._group is not None:
+            nodes.give_back(self._group)
+        places = [self._nodes[index] for index in self._seats.bundles(self._colocated)]
+        bundles = list(zip(places, wanted.bundles, strict=True))
+        self._group = nodes.reserve(bundles, self._nodes)
+
+    def check_shared(self, others: Mapping[Path, str]) -> None:
+        """Raises UserError unless all machines that were reserved share the folder of the run, and
+        have the `others`, each with what to do where one has not."""
+        if self._seats is None:
+            return
+        used = sorted({0, *self._seats.engines, *self._seats.ranks})
+        if len(used) > 1:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            nodes.check_shared([self._nodes[index] for index in used], self._logs, others)
 
     def _start(
-        self, name: str, host: type[_Host], make: Callable[[], Any], **options: Any
+        self,
+        name: str,
+        host: type[_Host],
+        make: Callable[[], Any] | None,
+        node: nodes.Node | None = None,
+        **options: Any,
     ) -> Worker:
         log = self._logs / f"{name}.log"
         actor = ray.remote(host).options(num_cpus=0, **options).remote(make, log)
-        worker = Worker(name, actor, log, self._usual)
+        worker = Worker(name, actor, log, self._usual, node)
         self._workers.append(worker)
         return worker
 
     def _place(self, role: str, index: int, gpus: int) -> dict[str, Any]:
-        """Ray options that give a worker its GPUs."""
-        if not on_gpu():
-            return {}
-        if not self._colocated:
-            return {"num_gpus": gpus}
+        """Its node, and Ray options that give a worker its GPUs and keep it there."""
+        if self._seats is None:
+            assert not (on_gpu() and self._colocated), "to share GPUs, reserve them"
+            return {"num_gpus": gpus} if on_gpu() else {}
+        seats = {"rollout": self._seats.engines, "learner": self._seats.ranks}[role]
+        node = self._nodes[seats[index]]
+        if self._group is None:
+            return {"node": node, "scheduling_strategy": nodes.pinned(node)}
+        before = len(self._seats.engines) if role == "learner" and not self._colocated else 0
         return {
-            "num_gpus": _COLOCATED_SHARES[role],
+            "node": node,
+            "num_gpus": _COLOCATED_SHARES[role] if self._colocated else gpus,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=index
+                self._group, placement_group_bundle_index=before + index
             ),
         }
-
-    def _pair(self, count: int) -> None:
-        """One bundle per GPU that a learner rank and an engine will share."""
-        if on_gpu() and self._colocated and self._group is None:
-            self._group = placement_group([{"GPU": 1.0}] * count)
-            ray.get(self._group.ready())
 
     def rollout_workers(self, spec: EngineSpec, count: int, threads: int | None) -> list[Worker]:
         """Starts the engines' processes; `call("start")` then brings the engines up. `threads`:
         per engine, on CPU."""
-        self._pair(count)
-        environment = engine_environment(threads, spec.tensor_parallel) | self._environment()
+        environment = self._environment() | engine_environment(threads, spec.tensor_parallel)
         return [
             self._start(
                 f"rollout-{i}",
@@ -261,26 +322,33 @@ class Cluster:
         ]
 
     def learner_ranks(self, spec: LearnerSpec, count: int) -> list[Worker]:
-        """Starts the ZeRO-3 ranks, which join their process group while they are constructed."""
-        self._pair(count)
-        port = free_port()
+        """Starts the ZeRO-3 ranks, which join their process group while they are made: on the
+        machine of rank 0, which is asked for its address and a free port."""
         environment = self._environment()
         if not on_gpu():
             environment["DS_ACCELERATOR"] = "cpu"
-        return [
+        ranks = [
             self._start(
                 f"learner-{rank}",
                 _Host,
-                partial(_make_learner_rank, spec, rank, count, self.address, port),
+                None,
                 runtime_env={"env_vars": environment},
                 **self._place("learner", rank, 1),
             )
             for rank in range(count)
         ]
+        address, port = self.meeting_point(ranks[0])
+        for rank, worker in enumerate(ranks):
+            worker.make(partial(_make_learner_rank, spec, rank, count, address, port))
+        return ranks
+
+    def meeting_point(self, worker: Worker) -> tuple[str, int]:
+        """An address of this worker's machine and a port that is free there, from its process."""
+        return gather([worker.meeting_point()], _PROCESS_S)[0]
 
     def push_to(self, workers: Sequence[Worker], timeout_s: float) -> Callable[..., None]:
         """A function for the learner that hands weights to these engines."""
         return _Push({worker.name: worker._actor for worker in workers}, timeout_s)
 
     def _environment(self) -> dict[str, str]:
-        return {WORKING_DIRECTORY: str(working_directory())}
+        return passed_on(os.environ) | {WORKING_DIRECTORY: str(working_directory())}

@@ -57,11 +57,12 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Writes zero/, to resume from, and hf/, which transformers and vLLM load."""
+        folder = folder.resolve()  # ranks on other machines have a working directory of their own
         self.everywhere("save", folder / "zero")
         self.everywhere("export", folder / "hf")
 
     def restore(self, folder: Path) -> None:
-        self.everywhere("restore", folder / "zero")
+        self.everywhere("restore", folder.resolve() / "zero")
 
     def everywhere(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self.workers))

@@ -2,6 +2,7 @@
 uses."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from transformers import AutoConfig
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
+from grpo.fleet.bundles import in_words, most_engines
+from grpo.fleet.environment import ray_address
 from grpo.learner.base_model import context_length
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import GIB, setting_of, share_beside
@@ -74,7 +77,7 @@ def share_for(recipe: Recipe, shape: ModelShape, gpu_bytes: float) -> float:
 
 def is_colocated(recipe: Recipe) -> bool:
     """Whether learner ranks and engines share GPUs: as the recipe says, or if there are too few."""
-    return _shares(recipe, gpus_here())
+    return _shares(recipe, gpus_of_run())
 
 
 def gpus_here() -> int | None:
@@ -82,53 +85,119 @@ def gpus_here() -> int | None:
     return torch.cuda.device_count() if on_gpu() else None
 
 
+def machines() -> tuple[int, ...]:
+    """GPUs of each machine that a run may use, this one's first: those of the Ray cluster where
+    RAY_ADDRESS names one, which is asked. Raises UserError where it does not answer."""
+    address = ray_address()
+    if address is None:
+        return (gpus_here() or 0,)
+    from grpo.fleet.nodes import gpus_at  # Ray, which a check of one machine does without
+
+    return gpus_at(address)
+
+
+def gpus_of_run() -> tuple[int, ...] | None:
+    """GPUs of each machine that a run may use; None on CPU."""
+    return machines() if gpus_here() is not None else None
+
+
 def check_layout(recipe: Recipe) -> None:
-    """Raises UserError for a layout that cannot be placed on this machine's GPUs."""
-    fault = layout_fault(recipe, gpus_here())
+    """Raises UserError for a layout that cannot be placed on the GPUs that a run may use, on this
+    machine or in the Ray cluster that it joins."""
+    found = machines()
+    fault = layout_fault(recipe, gpus_of_run()) or machines_fault(recipe, found, gpus_here())
     if fault is not None:
         raise UserError(fault)
 
 
-def layout_fault(recipe: Recipe, gpus: int | None) -> str | None:
-    """Why engines and ranks cannot be placed on so many GPUs (None: on CPU), and what would help;
-    None where they can. Where Ray has been given an address, its other machines may have more."""
-    rollout, ranks = recipe.rollout, recipe.learner.ranks
-    parallel, engines = rollout.tensor_parallel, rollout.engines
-    each = f"rollout.tensor_parallel is {parallel}, rollout.engines is {engines}"
-    if not _shares(recipe, gpus):
-        needed = _gpus_needed(recipe)
-        if gpus is None or needed <= gpus or "RAY_ADDRESS" in os.environ:
-            return None
+def machines_fault(recipe: Recipe, found: Sequence[int], here: int | None) -> str | None:
+    """What is wrong with a run over these machines, given as their GPUs; `here`: those of the
+    driver's own, None where it runs on CPU."""
+    if here is None and any(found):
         return (
-            f"placement {recipe.placement} needs {needed} GPUs, and there are {gpus}: {each} and "
-            f"learner.ranks is {ranks}. Use fewer, or placement: colocated"
+            f"the Ray cluster has GPUs ({in_words(found)}) and this machine has none, so that "
+            "everything would run on the CPU: start the run on a machine with a GPU. If CPU is "
+            "meant, start Ray with --num-gpus 0"
         )
-    if recipe.schedule.max_staleness > 0:
+    if len(found) > 1 and recipe.sync.transport == "shm":
         return (
-            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
-            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {gpus}. "
-            "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
-        )
-    chosen = (
-        "colocated" if recipe.placement == "colocated" else f"auto on {gpus} GPUs is colocated and"
-    )
-    if parallel != 1 or engines != ranks:
-        return (
-            f"placement {chosen} shares each GPU between one engine and one learner rank: {each} "
-            f"(tensor_parallel must be 1, and engines as many as learner.ranks, {ranks})"
-        )
-    if gpus is not None and ranks > gpus and "RAY_ADDRESS" not in os.environ:
-        return (
-            f"placement {chosen} needs a GPU for each of {ranks} engines and ranks, and there are "
-            f"{gpus}: set rollout.engines and learner.ranks to {gpus} at most"
+            f"sync.transport is shm, which stays within one machine, and the Ray cluster has "
+            f"{len(found)}: set it to auto, or unset RAY_ADDRESS to stay on this machine"
         )
     return None
 
 
-def _shares(recipe: Recipe, gpus: int | None) -> bool:
+def layout_fault(recipe: Recipe, gpus: int | Sequence[int] | None) -> str | None:
+    """Why engines and ranks cannot be placed on so many GPUs, and what would help; None where they
+    can. `gpus`: of one machine, or of each of several; None: on CPU."""
+    nodes = (gpus,) if isinstance(gpus, int) else gpus
+    if not _shares(recipe, nodes):
+        return None if nodes is None else _fault_apart(recipe, nodes)
+    there = None if nodes is None else in_words(nodes)
+    rollout, ranks = recipe.rollout, recipe.learner.ranks
+    if recipe.schedule.max_staleness > 0:
+        return (
+            f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
+            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {there}. "
+            "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
+        )
+    total = 0 if nodes is None else sum(nodes)
+    chosen = (
+        "colocated" if recipe.placement == "colocated" else f"auto on {total} GPUs is colocated and"
+    )
+    if rollout.tensor_parallel != 1 or rollout.engines != ranks:
+        return (
+            f"placement {chosen} shares each GPU between one engine and one learner rank: "
+            f"{_engines(recipe)} (tensor_parallel must be 1, and engines as many as "
+            f"learner.ranks, {ranks})"
+        )
+    if nodes is not None and ranks > total:
+        return (
+            f"placement {chosen} needs a GPU for each of {ranks} engines and ranks, and there are "
+            f"{there}: set rollout.engines and learner.ranks to {total} at most"
+        )
+    return None
+
+
+def _fault_apart(recipe: Recipe, nodes: Sequence[int]) -> str | None:
+    """The same where nobody shares."""
+    engines, parallel = recipe.rollout.engines, recipe.rollout.tensor_parallel
+    needed = _gpus_needed(recipe)
+    if needed > sum(nodes):
+        return (
+            f"placement {recipe.placement} needs {needed} GPUs, and there are {in_words(nodes)}: "
+            f"{_engines(recipe)} and learner.ranks is {recipe.learner.ranks}. Use fewer, or "
+            "placement: colocated"
+        )
+    if parallel > max(nodes):
+        return (
+            f"rollout.tensor_parallel is {parallel}, and no machine has more than {max(nodes)} "
+            f"GPUs: an engine stays within one. Set it to {max(nodes)} at most"
+        )
+    most = most_engines(parallel, nodes)
+    if most < engines:
+        return (
+            f"rollout.engines is {engines}, and {most} of {parallel} GPUs each can be placed: an "
+            f"engine stays within one machine, and there are {in_words(nodes)}. Set "
+            f"rollout.engines to {most} at most, or rollout.tensor_parallel to a number that "
+            "divides the GPUs of a machine"
+        )
+    return None
+
+
+def _engines(recipe: Recipe) -> str:
+    rollout = recipe.rollout
+    return (
+        f"rollout.tensor_parallel is {rollout.tensor_parallel}, rollout.engines is "
+        f"{rollout.engines}"
+    )
+
+
+def _shares(recipe: Recipe, gpus: int | Sequence[int] | None) -> bool:
     if recipe.placement != "auto":
         return recipe.placement == "colocated"
-    return gpus is not None and gpus < _gpus_needed(recipe)
+    total = gpus if gpus is None or isinstance(gpus, int) else sum(gpus)
+    return total is not None and total < _gpus_needed(recipe)
 
 
 def _gpus_needed(recipe: Recipe) -> int:
@@ -141,7 +210,7 @@ def transport_of(recipe: Recipe) -> str:
         recipe.sync.transport,
         on_gpu=on_gpu(),
         colocated=is_colocated(recipe),
-        one_host="RAY_ADDRESS" not in os.environ,
+        one_host=ray_address() is None,
     )
 
 

@@ -1,5 +1,7 @@
 """Brings engines and learner up as a recipe describes them."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from grpo.config.recipe import Recipe
@@ -8,6 +10,7 @@ from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
 from grpo.fleet.placement import Placement
 from grpo.learner.spec import LearnerSpec
+from grpo.plugins import local_plugin
 from grpo.rollout.engine import EngineSpec
 from grpo.sync.transport import BACKENDS
 
@@ -40,6 +43,22 @@ def learner_spec(recipe: Recipe, model: str, placement: Placement) -> LearnerSpe
     )
 
 
+def needed_everywhere(model: str, plugins: Sequence[str]) -> dict[Path, str]:
+    """What each machine of a run must have on its disk, and what to do where it has not."""
+    config = Path(model).resolve() / "config.json"
+    needed = {
+        config: "put the model on a file system that all machines share, or at the same path on "
+        "each (HF_HOME for models of the Hugging Face hub)"
+    }
+    for name in plugins:
+        if (local := local_plugin(name)) is not None:
+            needed[local] = (
+                f"it is the plugin {name}: start the run in a folder that all machines share, or "
+                "install the plugin on each"
+            )
+    return needed
+
+
 def start_workers(
     cluster: Cluster, recipe: Recipe, model: str, placement: Placement
 ) -> tuple[RolloutPool, Learner]:
@@ -49,6 +68,8 @@ def start_workers(
     comes first, and sleeps when the learner arrives. It wakes in the first weight update.
     """
     rollout = recipe.rollout
+    cluster.reserve(rollout.engines, rollout.tensor_parallel, recipe.learner.ranks)
+    cluster.check_shared(needed_everywhere(model, recipe.plugin_names()))
     engines = RolloutPool(
         cluster.rollout_workers(
             engine_spec(recipe, model, placement), rollout.engines, placement.engine_threads

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
 from grpo.fleet.canary import Apart, Bounds, not_finite
-from grpo.fleet.cluster import Cluster, free_port, gather
+from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
 from grpo.sync.transport import Meeting, learner_members
@@ -58,10 +58,11 @@ class WeightSync:
     def open(self, cluster: Cluster, tensor_parallel: int) -> None:
         """Connects both sides. Their processes must be running."""
         first = learner_members(self._transport, len(self._learner.workers))
+        address, port = cluster.meeting_point(self._learner.workers[0])
         meeting = Meeting(
             transport=self._transport,
-            address=cluster.address,
-            port=free_port(),
+            address=address,
+            port=port,
             rank=0,
             world_size=first + tensor_parallel * len(self._rollouts.workers),
             bucket_bytes=self._config.bucket_mib << 20,

@@ -69,6 +69,8 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
         "seed": spec.seed,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": spec.tensor_parallel,
+        # Left to choose, vLLM would start Ray actors of its own on the GPUs that this worker holds.
+        "distributed_executor_backend": "uni" if spec.tensor_parallel == 1 else "mp",
         # Logprobs of the distribution that was sampled from, temperature included.
         "logprobs_mode": "processed_logprobs",
         # Token ids go in and out; the worker detokenises outside the engine.
@@ -88,7 +90,6 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     else:
         arguments |= {
             "enforce_eager": True,
-            "distributed_executor_backend": "uni" if spec.tensor_parallel == 1 else "mp",
             "max_num_seqs": CPU_MAX_SEQUENCES,
             "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES,
             "block_size": CPU_BLOCK_SIZE,

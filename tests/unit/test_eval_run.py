@@ -382,8 +382,8 @@ def test_the_deadline_of_a_benchmark_is_its_own(
     ],
 )
 def test_as_many_engines_as_fit_the_gpus(monkeypatch, gpus, options, count) -> None:
-    monkeypatch.setattr("grpo.eval.run.on_gpu", lambda: gpus is not None)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("grpo.fleet.placement.gpus_here", lambda: gpus)
     assert options.count() == count
 
 
@@ -392,9 +392,9 @@ def test_as_many_engines_as_fit_the_gpus(monkeypatch, gpus, options, count) -> N
     [(EngineOptions(engines=2, tensor_parallel=2), 4), (EngineOptions(tensor_parallel=4), 4)],
 )
 def test_more_gpus_than_there_are_is_the_users_mistake(monkeypatch, options, needed) -> None:
-    monkeypatch.setattr("grpo.eval.run.on_gpu", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match=f"need {needed} GPUs, and this machine has 2"):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("grpo.fleet.placement.gpus_here", lambda: 2)
+    with pytest.raises(UserError, match=f"need {needed} GPUs, .* and there are 2: lower one"):
         options.count()
 
 

@@ -1,12 +1,17 @@
 """Which layouts of engines and ranks can be placed on so many GPUs, before anything starts."""
 
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
 from typing import Any
 
 import pytest
 
 from grpo.config.recipe import Recipe
+from grpo.errors import UserError
 from grpo.fleet import placement
-from grpo.fleet.placement import is_colocated, layout_fault
+from grpo.fleet.bundles import Seats, Wanted, seat, spread
+from grpo.fleet.placement import check_layout, is_colocated, layout_fault, machines_fault
+from tests.unit.layouts import NODES, PLACED, REFUSED, Row
 
 
 def recipe(kind: str, engines: int, parallel: int, ranks: int, staleness: int = 0) -> Recipe:
@@ -86,7 +91,118 @@ def test_work_that_overlaps_cannot_share():
     assert "need 6 GPUs, but there are 4. Set it to 0" in str(fault)
 
 
-def test_other_machines_of_ray_may_have_what_this_one_lacks(monkeypatch: pytest.MonkeyPatch):
+# --- several machines ---
+
+
+def asked(row: Row) -> Recipe:
+    return recipe(row.placement, row.engines, row.parallel, row.ranks)
+
+
+@pytest.mark.parametrize("row", PLACED, ids=str)
+def test_every_worker_has_its_machine(row: Row, monkeypatch: pytest.MonkeyPatch):
+    assert layout_fault(asked(row), NODES) is None
+    monkeypatch.setattr(placement, "gpus_of_run", lambda: NODES)
+    shared = is_colocated(asked(row))
+    seats = seat(Wanted(row.engines, row.parallel, row.ranks, shared), NODES)
+    assert seats == Seats(tuple(map(int, row.on_engines)), tuple(map(int, row.on_ranks)))
+
+
+@pytest.mark.parametrize(("row", "said"), REFUSED, ids=str)
+def test_what_two_machines_cannot_hold_is_refused_with_the_reason(row: Row, said: str):
+    assert said in str(layout_fault(asked(row), NODES))
+
+
+def test_an_engine_is_never_cut_though_there_would_be_gpus_enough():
+    fault = layout_fault(recipe("disaggregated", 3, 3, 1), (5, 5))
+    assert "rollout.engines is 3, and 2 of 3 GPUs each can be placed" in str(fault)
+    assert "10 on 2 machines (5 + 5)" in str(fault)
+    assert layout_fault(recipe("disaggregated", 3, 3, 1), 10) is None
+
+
+def test_machines_without_gpus_are_passed_over_and_the_drivers_comes_first():
+    two = Wanted(engines=1, parallel=1, ranks=1)
+    assert seat(two, (0, 4, 8)) == Seats((1,), (1,))
+    assert seat(two, (8, 4)) == Seats((0,), (0,))
+    assert seat(Wanted(1, 8, 1), (0, 4, 8)) == Seats((2,), (1,))
+
+
+def test_sixty_four_machines_of_two_kinds_are_looked_at_in_no_time():
+    seats = seat(Wanted(engines=30, parallel=8, ranks=140), [8, 4] * 32)
+    # 380 of 384 GPUs: 30 machines of eight for the engines, two of eight and 31 of four are left.
+    assert seats is not None and len(set(seats.engines)) == 30 and len(set(seats.ranks)) == 33
+
+
+def ways(nodes: Sequence[int], parallel: int, engines: int) -> Iterator[list[int]]:
+    """What every way to place the engines leaves on each node."""
+    for counts in product(*(range(node // parallel + 1) for node in nodes)):
+        if sum(counts) == engines:
+            yield [node - n * parallel for node, n in zip(nodes, counts, strict=True)]
+
+
+def fewest_for_ranks(nodes: Sequence[int], parallel: int, engines: int, ranks: int) -> int | None:
+    """By trying everything."""
+    found = [
+        next(n for n in range(len(left) + 1) if sum(sorted(left, reverse=True)[:n]) >= ranks)
+        for left in ways(nodes, parallel, engines)
+        if sum(left) >= ranks
+    ]
+    return min(found, default=None)
+
+
+@pytest.mark.parametrize("nodes", [(1,), (2, 3), (4, 4), (3, 5), (5, 0, 3), (4, 2, 4), (6, 3, 1)])
+def test_what_is_found_is_what_trying_everything_finds(nodes: tuple[int, ...]):
+    for parallel, engines, ranks in product((1, 2, 3, 4), (1, 2, 3, 4), range(1, 8)):
+        seats = seat(Wanted(engines, parallel, ranks), nodes)
+        fewest = fewest_for_ranks(nodes, parallel, engines, ranks)
+        if seats is None or fewest is None:
+            assert seats is None and fewest is None
+            continue
+        left = list(nodes)
+        for node in seats.engines:
+            left[node] -= parallel
+        for node in seats.ranks:
+            left[node] -= 1
+        assert min(left) >= 0 and len(seats.engines) == engines and len(seats.ranks) == ranks
+        assert list(seats.ranks) == sorted(seats.ranks)
+        used = sorted({*seats.engines, *seats.ranks})
+        smaller = [one for n in range(len(used)) for one in combinations(nodes, n)]
+        assert all(fewest_for_ranks(one, parallel, engines, ranks) is None for one in smaller)
+        among = [nodes[index] for index in used]
+        assert len(set(seats.ranks)) == fewest_for_ranks(among, parallel, engines, ranks)
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "where"),
+    [(1, 2, "0"), (2, 2, "01"), (4, 2, "0011"), (3, 2, "001"), (2, 3, "01"), (5, 3, "00112")],
+)
+def test_on_cpu_workers_are_spread_and_neighbours_stay_together(count: int, nodes: int, where: str):
+    assert spread(count, nodes) == tuple(map(int, where))
+
+
+def test_shared_memory_stays_within_one_machine():
+    keys = recipe("auto", 1, 1, 1).model_dump() | {"sync": {"transport": "shm"}}
+    shm = Recipe.model_validate(keys)
+    assert machines_fault(shm, (0,), None) is None
+    assert "sync.transport is shm" in str(machines_fault(shm, (0, 0), None))
+    assert machines_fault(recipe("auto", 1, 1, 1), (0, 0), None) is None
+
+
+def test_a_driver_without_a_gpu_does_not_run_a_cluster_of_gpus_on_its_cpus():
+    fault = machines_fault(recipe("auto", 1, 1, 1), (0, 8, 8), None)
+    assert "the Ray cluster has GPUs (16 on 3 machines (0 + 8 + 8)) and this machine has none" in (
+        str(fault)
+    )
+    assert machines_fault(recipe("auto", 1, 1, 1), (8, 8), 8) is None
+
+
+def test_the_gpus_of_the_cluster_count_and_not_those_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """`auto` shared on one GPU here, though the cluster had eight."""
+    monkeypatch.setattr(placement, "gpus_here", lambda: 1)
+    assert is_colocated(recipe("auto", 1, 1, 1))
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert layout_fault(recipe("disaggregated", 8, 1, 8), 8) is None
-    assert layout_fault(recipe("colocated", 1, 1, 2), 8) is not None
+    monkeypatch.setattr("grpo.fleet.nodes.gpus_at", lambda address: (1, 7))
+    assert not is_colocated(recipe("auto", 1, 1, 1))
+    with pytest.raises(UserError, match=r"needs 9 GPUs, and there are 8 on 2 machines \(1 \+ 7\)"):
+        check_layout(recipe("disaggregated", 8, 1, 1))

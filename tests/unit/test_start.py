@@ -11,7 +11,7 @@ import pytest
 from grpo.config.recipe import Recipe, SyncConfig
 from grpo.errors import UserError
 from grpo.fleet.placement import Placement, share_for
-from grpo.fleet.start import engine_spec, start_workers
+from grpo.fleet.start import engine_spec, needed_everywhere, start_workers
 from grpo.fleet.weights import WeightSync
 from grpo.learner.memory import GIB, LearnerSetting, share_beside
 
@@ -45,10 +45,14 @@ class Worker:
 
 
 class Cluster:
-    address = "here"
-
     def __init__(self) -> None:
         self.calls: list[str] = []
+
+    def reserve(self, engines: int, parallel: int, ranks: int) -> None:
+        self.calls.append(f"{engines} x {parallel} GPUs and {ranks} are kept")
+
+    def check_shared(self, others: Any) -> None:
+        self.calls.append("folders are looked at")
 
     def rollout_workers(self, spec: Any, count: int, threads: int | None) -> list[Worker]:
         self.calls.append("engines are made")
@@ -57,6 +61,10 @@ class Cluster:
     def learner_ranks(self, spec: Any, count: int) -> list[Worker]:
         self.calls.append("ranks are made")
         return [Worker(f"rank{i}", self.calls) for i in range(count)]
+
+    def meeting_point(self, worker: Worker) -> tuple[str, int]:
+        self.calls.append(f"{worker.name} says where")
+        return "10.0.0.2", 4711
 
     def push_to(self, workers: Any, timeout_s: float) -> None: ...
 
@@ -69,6 +77,7 @@ def started(colocated: bool, rest_weights: bool = False) -> tuple[Any, Any, list
     shares = {"colocated": colocated, "rest_weights": rest_weights}
     sync = WeightSync(learner, rollouts, SyncConfig(), transport, [1, 2], **shares)
     made = list(cluster.calls)
+    cluster.calls.clear()
     sync.open(cluster, 1)
     cluster.calls.clear()
     return sync, made, cluster.calls
@@ -108,6 +117,10 @@ def test_a_gpu_on_which_two_copies_of_the_weights_do_not_fit_is_refused_before_a
         share_for(one, shape, 24 * GIB)
 
 
+# Nothing is loaded before the machines have room and see the same folders.
+BEFORE = ["2 x 1 GPUs and 2 are kept", "folders are looked at"]
+
+
 def each(who: str, what: str) -> list[str]:
     return [f"{who}{i} {what}" for i in range(2)]
 
@@ -115,6 +128,7 @@ def each(who: str, what: str) -> list[str]:
 def test_on_gpus_of_their_own_ranks_and_engines_are_asked_in_one_go():
     _, made, _ = started(colocated=False)
     assert made == [
+        *BEFORE,
         "engines are made",
         "ranks are made",
         *each("rank", "num_weight_bytes"),
@@ -125,6 +139,7 @@ def test_on_gpus_of_their_own_ranks_and_engines_are_asked_in_one_go():
 def test_on_shared_gpus_the_engines_are_asleep_when_the_learner_comes():
     _, made, _ = started(colocated=True)
     assert made == [
+        *BEFORE,
         "engines are made",
         *each("engine", "start"),
         *each("engine", "sleep"),
@@ -164,3 +179,23 @@ def test_a_step_begins_and_ends_with_engines_that_are_awake(colocated: bool):
         sync.update(version)
         assert calls[-2:] == each("engine", "resume")
         sync.release_gpus()
+
+
+def test_both_sides_of_an_update_meet_on_the_machine_of_the_learners_rank_0():
+    cluster: Any = Cluster()
+    rollouts, learner = start_workers(cluster, RECIPE, "m", Placement(False, "gloo", 1, 1, 99))
+    sync = WeightSync(learner, rollouts, SyncConfig(), "gloo", [1, 2])
+    cluster.calls.clear()
+    sync.open(cluster, 1)
+    first, *opened = cluster.calls[:5]
+    assert first == "rank0 says where"
+    assert all("10.0.0.2" in call and "4711" in call for call in opened)
+
+
+def test_a_plugin_in_the_working_directory_must_be_on_every_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRPO_WORKING_DIRECTORY", str(tmp_path))
+    assert list(needed_everywhere("/m", ["mine.rewards"])) == [Path("/m/config.json")]
+    (tmp_path / "mine").mkdir()
+    needed = needed_everywhere("/m", ["mine.rewards", "installed_elsewhere"])
+    assert list(needed) == [Path("/m/config.json"), tmp_path / "mine"]
+    assert "the plugin mine.rewards" in needed[tmp_path / "mine"]
