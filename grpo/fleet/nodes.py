@@ -118,10 +118,10 @@ def reserve(bundles: Sequence[tuple[Node, int]], everywhere: Sequence[Node]) -> 
     if group.wait(RESERVE_S):
         return group
     remove_placement_group(group)
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[Node, list[str]] = {}
     for node, gpus in bundles:
-        wanted.setdefault(node.address, []).append(str(gpus))
-    needs = "; ".join(f"{' + '.join(gpus)} on {address}" for address, gpus in wanted.items())
+        wanted.setdefault(node, []).append(str(gpus))
+    needs = "; ".join(f"{' + '.join(gpus)} on {node.address}" for node, gpus in wanted.items())
     raise RunError(
         f"the run's GPUs could not be had within {RESERVE_S:.0f} s: it needs {needs}, and the "
         f"cluster has {_listed(everywhere)}. Something else holds some of them: `ray status` says "

@@ -24,6 +24,10 @@ class Engine:
     async def environment(self) -> dict[str, str]:
         return dict(os.environ)
 
+    async def say_and_die(self, word: str) -> None:
+        os.write(2, f"{word}\n".encode())
+        os._exit(1)
+
 
 class Rank:
     def __init__(self, address: str, port: int):
@@ -34,13 +38,6 @@ class Rank:
 
     def meets_at(self) -> tuple[str, int]:
         return self._meets
-
-    def environment(self) -> dict[str, str]:
-        return dict(os.environ)
-
-    def say_and_die(self, word: str) -> None:
-        os.write(2, f"{word}\n".encode())
-        os._exit(1)
 
 
 class Host(_Host):

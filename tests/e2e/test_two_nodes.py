@@ -1,5 +1,5 @@
-"""Two Ray nodes with four GPUs each, neither of which is real: every worker is where the table says,
-and rank 0 is met where it runs. What the workers do is not asked here."""
+"""Two Ray nodes with four GPUs each, neither of which is real: places are kept where the table
+says, workers go there, and rank 0 is met where it runs. What the workers do is not asked here."""
 
 import os
 from collections import Counter
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster as FakeNodes
+from ray.util.placement_group import placement_group_table
 
 from grpo.errors import RunError, UserError
 from grpo.fleet import nodes
-from grpo.fleet.cluster import Cluster, Worker, gather
+from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.placement import machines
 from grpo.rollout.engine import EngineSpec
 from tests.e2e import placed_worker
@@ -85,15 +86,33 @@ def _spec(parallel: int) -> EngineSpec:
     return EngineSpec("none", "float32", 0, 8, parallel, "gloo", {})
 
 
-# `auto` is settled before anything is placed.
-ROWS = [row for row in PLACED if row.placement != "auto"]
+@pytest.mark.parametrize("row", PLACED, ids=str)
+def test_places_are_kept_on_the_nodes_of_the_table(gpus: None, row: Row, tmp_path: Path):
+    """As Ray itself says where they are."""
+    shared = row.placement == "colocated" or row.engines + row.ranks > sum(NODES)
+    with Cluster(tmp_path, shared) as cluster:
+        cluster.reserve(row.engines, row.parallel, row.ranks)
+        here = ray.get_runtime_context().get_node_id()
+        found = placement_group_table(cluster._group)
+    nodes_of = found["bundles_to_node_id"]
+    on = "".join("0" if nodes_of[i] == here else "1" for i in range(len(nodes_of)))
+    assert on == (row.on_ranks if shared else row.on_engines + row.on_ranks)
+    if not shared:
+        sizes = [int(found["bundles"][i]["GPU"]) for i in range(len(nodes_of))]
+        assert sizes == [row.parallel] * row.engines + [1] * row.ranks
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
-def test_every_worker_is_where_the_table_says(gpus: None, row: Row, tmp_path: Path):
+# One whose learner is on both nodes, with an engine of three GPUs, and one of pairs.
+WITH_WORKERS = [row for row in PLACED if str(row) in ("disaggregated-1x3-5", "colocated-3x1-3")]
+
+
+@pytest.mark.parametrize("row", WITH_WORKERS, ids=str)
+def test_workers_go_to_their_places_and_ranks_meet_in_the_process_of_rank_0(
+    gpus: None, row: Row, tmp_path: Path
+):
     found = placed(row, tmp_path)
     assert (found.engines, found.ranks) == (row.on_engines, row.on_ranks)
-    assert found.meets == {found.first}, "all ranks meet in the process of rank 0"
+    assert found.meets == {found.first}
     uses = 2 if row.placement == "colocated" else 1
     assert set(Counter(found.gpus).values()) == {uses}
 
@@ -124,32 +143,15 @@ def test_gpus_that_something_else_holds_are_named_after_a_while(
         nodes.give_back(held)
         cluster.reserve(2, 2, 2)
     assert "could not be had within 2 s: it needs 2 + 2 on " in str(raised.value)
+    assert "; 1 + 1 on " in str(raised.value)
     assert "`ray status`" in str(raised.value)
-
-
-def start(cluster: Cluster, ranks: int, spec: Any = SPEC) -> list[Worker]:
-    cluster.reserve(1, 1, ranks)
-    return cluster.learner_ranks(spec, ranks)
-
-
-def test_the_drivers_environment_reaches_every_node(
-    gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
-    monkeypatch.setenv("HF_TOKEN", "secret")
-    with Cluster(tmp_path) as cluster:
-        ranks = start(cluster, 6)
-        seen = gather([rank.call("environment") for rank in ranks], PATIENCE_S)
-    assert {one.get("NCCL_SOCKET_IFNAME") for one in seen} == {"eth7"}
-    assert {one.get("HF_TOKEN") for one in seen} == {None}
-    assert {one.get("GRPO_WORKING_DIRECTORY") for one in seen} == {os.getcwd()}
-    assert all(len(one["CUDA_VISIBLE_DEVICES"]) == 1 for one in seen)
 
 
 def test_a_rank_that_cannot_be_made_says_so_to_the_next_call(gpus: None, tmp_path: Path):
     broken: Any = EngineSpec("broken", "float32", 0, 8, 1, "gloo", {})
     with Cluster(tmp_path) as cluster, pytest.raises(RunError) as raised:
-        (rank,) = start(cluster, 1, broken)
+        cluster.reserve(0, 1, 1)
+        (rank,) = cluster.learner_ranks(broken, 1)
         gather([rank.call("num_weight_bytes")], PATIENCE_S)
     assert "learner-0 failed in num_weight_bytes: ValueError: rank 0 cannot be made" in str(
         raised.value
@@ -157,16 +159,32 @@ def test_a_rank_that_cannot_be_made_says_so_to_the_next_call(gpus: None, tmp_pat
     assert "ValueError: rank 0 cannot be made" in (tmp_path / "learner-0.log").read_text()
 
 
-def test_the_end_of_a_dead_workers_log_is_read_by_its_own_node(
+def test_the_other_node_gets_the_drivers_environment_and_reads_the_log_of_its_dead_worker(
     gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth7")
+    monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setattr(nodes, "last_lines", placed_worker.last_lines_and_reader)
     with Cluster(tmp_path) as cluster:
-        last = start(cluster, 6)[5]
+        cluster.reserve(1, 4, 1)
+        (engine,) = cluster.rollout_workers(_spec(4), 1, None)
+        (seen,) = gather([engine.call("environment")], PATIENCE_S)
         with pytest.raises(RunError) as raised:
-            gather([last.call("say_and_die", "the last word")], PATIENCE_S)
-    assert last.node is not None
-    assert f"the last word\nread by {last.node.id}" in str(raised.value)
+            gather([engine.call("say_and_die", "the last word")], PATIENCE_S)
+        other = cluster._nodes[1].id
+    assert seen["NCCL_SOCKET_IFNAME"] == "eth7" and "HF_TOKEN" not in seen
+    assert seen["GRPO_WORKING_DIRECTORY"] == os.getcwd()
+    assert len(seen["CUDA_VISIBLE_DEVICES"].split(",")) == 4
+    assert f"the last word\nread by {other}" in str(raised.value)
+
+
+def test_a_log_on_a_node_that_is_gone_is_said_to_be_there(gpus: None, tmp_path: Path):
+    log = tmp_path / "learner-1.log"
+    gone = nodes.Node("f" * 56, "10.0.0.9", 4)
+    with Cluster(tmp_path):
+        assert nodes.tail(log, 15, gone) == "(the machine 10.0.0.9 has left the cluster)"
+        log.write_text("one\ntwo\n")
+        assert nodes.tail(log, 1, gone) == "two\n(the machine 10.0.0.9 has left the cluster)"
 
 
 def test_a_folder_that_a_node_does_not_see_is_named_with_the_mend(
@@ -175,7 +193,7 @@ def test_a_folder_that_a_node_does_not_see_is_named_with_the_mend(
     monkeypatch.setattr(nodes, "_APPEAR_S", 0.5)
     config = tmp_path / "model" / "config.json"
     with Cluster(tmp_path / "logs") as cluster:
-        cluster.reserve(1, 1, 6)
+        cluster.reserve(1, 4, 1)
         address = cluster._nodes[1].address
         with pytest.raises(UserError) as raised:
             cluster.check_shared({config: "copy it"})

@@ -1,0 +1,140 @@
+"""Two hosts on one machine: network namespaces joined by a cable, a Ray node in each.
+
+They share the disk, as the machines of a cluster share theirs; each has a loopback, an address and
+ports of its own. Needs root and iproute2.
+"""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+RAY = Path(sys.executable).with_name("ray")
+PORT = 6379
+PATIENCE_S = 120
+# Ports of a namespace are its own, names and addresses too: only the namespaces' names must differ.
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+def ip(*words: str) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def why_not() -> str | None:
+    """Why there can be no second host here; None where there can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None:
+        return "there is no ip (iproute2)"
+    try:
+        with Hosts(Path("/nonexistent")):
+            return None
+    except OSError as error:
+        return str(error)
+
+
+class Hosts:
+    """A context manager: two namespaces. `logs`: where Ray's own output goes."""
+
+    def __init__(self, logs: Path):
+        self._logs = logs
+        self._names = [f"grpo-{os.getpid()}-{letter}" for letter in "ab"]
+        # Ray's token, as it is handed to every machine of a cluster.
+        self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    def __enter__(self) -> "Hosts":
+        try:
+            for name in self._names:
+                ip("netns", "add", name)
+            one, other = self._names
+            ip(*f"link add eth0 netns {one} type veth peer name eth0 netns {other}".split())
+            for name, mine, gateway in zip(
+                self._names, ADDRESSES, reversed(ADDRESSES), strict=True
+            ):
+                ip("-n", name, "addr", "add", f"{mine}/24", "dev", "eth0")
+                for device in ("lo", "eth0"):
+                    ip("-n", name, "link", "set", device, "up")
+                # Nothing is beyond it: by its default route a host finds its own address.
+                ip("-n", name, "route", "add", "default", "via", gateway)
+        except OSError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        present = ip("netns", "list").split()
+        for name in self._names:
+            if name in present:
+                self.kill()
+                ip("netns", "delete", name)
+
+    @property
+    def ray_address(self) -> str:
+        return f"{ADDRESSES[0]}:{PORT}"
+
+    def run(
+        self, host: int, command: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> subprocess.Popen[bytes]:
+        """Starts a program on a host, its output in a file."""
+        return subprocess.Popen(
+            ["ip", "netns", "exec", self._names[host], *command],
+            env={**os.environ, **self._token, **environment},
+            stdout=log.open("ab"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def start_ray(self, environment: Mapping[str, str]) -> None:
+        """A new cluster: the head on host 0, then host 1, which joins it."""
+        for host, address in enumerate(ADDRESSES):
+            log = self._logs / f"ray-{host}-{time.monotonic_ns()}.txt"
+            where = (
+                ["--head", f"--port={PORT}", "--include-dashboard=false"]
+                if host == 0
+                else [f"--address={self.ray_address}"]
+            )
+            command = [str(RAY), "start", "--block", *where, f"--node-ip-address={address}"]
+            command += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
+            started = self.run(host, command, log, environment)
+            deadline = time.monotonic() + PATIENCE_S
+            while "Ray runtime started" not in log.read_text(errors="replace"):
+                assert started.poll() is None, log.read_text(errors="replace")
+                assert time.monotonic() < deadline, log.read_text(errors="replace")
+                time.sleep(0.1)
+
+    def processes(self, host: int) -> dict[int, str]:
+        """The command of each process of a host."""
+        found: dict[int, str] = {}
+        for pid in ip("netns", "pids", self._names[host]).split():
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:  # gone in the meantime
+                continue
+            found[int(pid)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+        return found
+
+    def kill(self) -> None:
+        """Both hosts lose their power: every process gets SIGKILL, until there is none."""
+        deadline = time.monotonic() + PATIENCE_S
+        while left := [pid for host in (0, 1) for pid in self._pids(host)]:
+            assert time.monotonic() < deadline, f"they do not die: {left}"
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.1)
+
+    def _pids(self, host: int) -> list[int]:
+        try:
+            return [int(pid) for pid in ip("netns", "pids", self._names[host]).split()]
+        except OSError:  # half of a start: the namespace is not there
+            return []
