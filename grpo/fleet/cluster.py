@@ -237,6 +237,8 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.kill()
+        self._workers.clear()
+        self._seats = self._group = None
         ray.shutdown()
 
     def reserve(self, engines: int, parallel: int, ranks: int) -> None:

@@ -81,11 +81,17 @@ class Hosts:
         return f"{ADDRESSES[0]}:{PORT}"
 
     def run(
-        self, host: int, command: Sequence[str], log: Path, environment: Mapping[str, str]
+        self,
+        host: int,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        folder: Path,
     ) -> subprocess.Popen[bytes]:
-        """Starts a program on a host, its output in a file."""
+        """Starts a program on a host in a folder, its output in a file."""
         return subprocess.Popen(
             ["ip", "netns", "exec", self._names[host], *command],
+            cwd=folder,
             env={**os.environ, **self._token, **environment},
             stdout=log.open("ab"),
             stderr=subprocess.STDOUT,
@@ -93,7 +99,8 @@ class Hosts:
         )
 
     def start_ray(self, environment: Mapping[str, str]) -> None:
-        """A new cluster: the head on host 0, then host 1, which joins it."""
+        """A new cluster: the head on host 0, then host 1, which joins it. Both are started in
+        another folder than a run will be."""
         for host, address in enumerate(ADDRESSES):
             log = self._logs / f"ray-{host}-{time.monotonic_ns()}.txt"
             where = (
@@ -103,7 +110,7 @@ class Hosts:
             )
             command = [str(RAY), "start", "--block", *where, f"--node-ip-address={address}"]
             command += ["--num-cpus=2", "--object-store-memory=100000000", "--disable-usage-stats"]
-            started = self.run(host, command, log, environment)
+            started = self.run(host, command, log, environment, self._logs)
             deadline = time.monotonic() + PATIENCE_S
             while "Ray runtime started" not in log.read_text(errors="replace"):
                 assert started.poll() is None, log.read_text(errors="replace")

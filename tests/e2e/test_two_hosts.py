@@ -18,8 +18,8 @@ from tests.e2e.hosts import Hosts, why_not
 ROOT = Path(__file__).parents[2]
 GRPO = Path(sys.executable).with_name("grpo")
 STEPS, KILLED_AFTER = 5, 3
-# What each side computes: rewards, losses, norms, how far engines and learner are apart.
-COMPUTED = ("reward/", "learn/", "groups/", "mismatch/", "sync/canary", "tokens_seen")
+# What depends on the clock or on memory, by its beginning; all else is computed.
+MEASURED = ("time", "throughput/", "goodput/", "memory/", "sync/bytes", "learn/tflops")
 
 
 def command(folder: Path, model: Path) -> list[str]:
@@ -61,7 +61,6 @@ class Story:
 def story(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     if (reason := why_not()) is not None:
         pytest.skip(reason)
-    os.environ.pop("RAY_ADDRESS", None)
     here, there = tmp_path_factory.mktemp("one-host"), tmp_path_factory.mktemp("two-hosts")
     model = models["tied"]
     for_ray = {"PYTHONPATH": str(ROOT)}
@@ -70,20 +69,21 @@ def story(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         told = for_ray | {"RAY_ADDRESS": hosts.ray_address, "GLOO_SOCKET_IFNAME": "eth0"}
         log = there / "driver.txt"
         hosts.start_ray(for_ray)
-        run = hosts.run(0, command(there, model), log, told)
+        run = hosts.run(0, command(there, model), log, told, ROOT)
         wait_until(lambda: len(metrics(there)) >= KILLED_AFTER, run, log)
         seen = list(hosts.processes(1).values())
         hosts.kill()
         run.wait()
         log = there / "resumed.txt"
         hosts.start_ray(for_ray)
-        run = hosts.run(0, command(there, model), log, told)
+        run = hosts.run(0, command(there, model), log, told, ROOT)
         wait_until(lambda: len(metrics(there)) >= STEPS, run, log)
         assert run.wait(timeout=120) == 0, log.read_text()
         hosts.kill()
     alone = subprocess.run(
-        command(here, model), cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+        command(here, model), cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"},
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
     assert alone.returncode == 0, alone.stdout + alone.stderr
     yield Story(here, there, seen, log.read_text())
 
@@ -100,10 +100,12 @@ def test_a_run_over_two_hosts_that_lost_their_power_goes_on(story: Story):
 
 def test_its_figures_are_those_of_a_run_on_one_host(story: Story):
     def computed(line: dict[str, Any]) -> dict[str, float]:
-        return {key: value for key, value in line.items() if key.startswith(COMPUTED)}
+        return {key: value for key, value in line.items() if not key.startswith(MEASURED)}
 
     pairs = zip(metrics(story.here), metrics(story.there), strict=True)
     for one, two in pairs:
         expected = computed(one)
-        assert len(expected) > 20
+        assert {"reward/mean", "learn/loss", "learn/grad_norm", "mismatch/mean_abs"} <= set(
+            expected
+        )
         assert computed(two) == pytest.approx(expected, rel=1e-6, abs=1e-6)

@@ -27,10 +27,12 @@ SPEC: Any = EngineSpec("none", "float32", 0, 8, 1, "gloo", {})
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeNodes]:
+def fake(request: pytest.FixtureRequest) -> Iterator[FakeNodes]:
+    # A process speaks to one Ray only: that of the other tests comes back afterwards.
+    other = request.getfixturevalue("cluster") if ray.is_initialized() else None
+    if other is not None:
+        other.__exit__()
     with pytest.MonkeyPatch.context() as patch:
-        if ray.is_initialized():
-            ray.shutdown()
         patch.setenv("RAY_AUTH_MODE", "disabled")  # the fake nodes know no token
         started = FakeNodes(
             initialize_head=True, head_node_args=NODE | {"include_dashboard": False}
@@ -40,6 +42,8 @@ def fake() -> Iterator[FakeNodes]:
         nodes.gpus_at.cache_clear()
         yield started
         started.shutdown()
+    if other is not None:
+        other.__enter__()
 
 
 @pytest.fixture
