@@ -5,6 +5,7 @@ ports of its own. Needs root and iproute2.
 """
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 RAY = Path(sys.executable).with_name("ray")
@@ -51,6 +53,7 @@ class Hosts:
         self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def __enter__(self) -> "Hosts":
+        _sweep()
         try:
             for name in self._names:
                 ip("netns", "add", name)
@@ -70,11 +73,9 @@ class Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        present = ip("netns", "list").split()
-        for name in self._names:
-            if name in present:
-                self.kill()
-                ip("netns", "delete", name)
+        self.kill()
+        for name in set(self._names) & set(_namespaces()):
+            ip("netns", "delete", name)
 
     @property
     def ray_address(self) -> str:
@@ -130,18 +131,28 @@ class Hosts:
 
     def kill(self) -> None:
         """Both hosts lose their power: every process gets SIGKILL, until there is none."""
-        deadline = time.monotonic() + PATIENCE_S
-        while left := [pid for host in (0, 1) for pid in self._pids(host)]:
-            assert time.monotonic() < deadline, f"they do not die: {left}"
-            for pid in left:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.1)
+        _kill_all_in(self._names)
 
-    def _pids(self, host: int) -> list[int]:
-        try:
-            return [int(pid) for pid in ip("netns", "pids", self._names[host]).split()]
-        except OSError:  # half of a start: the namespace is not there
-            return []
+
+def _namespaces() -> list[str]:
+    return [line.split()[0] for line in ip("netns", "list").splitlines()]
+
+
+def _kill_all_in(names: Sequence[str]) -> None:
+    present = [name for name in names if name in _namespaces()]
+    deadline = time.monotonic() + PATIENCE_S
+    while left := [pid for name in present for pid in ip("netns", "pids", name).split()]:
+        assert time.monotonic() < deadline, f"they do not die: {left}"
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _sweep() -> None:
+    """Removes what a test run that was killed has left behind."""
+    for name in _namespaces():
+        owner = re.fullmatch(r"grpo-(\d+)-[ab]", name)
+        if owner and not Path(f"/proc/{owner[1]}").exists():
+            _kill_all_in([name])
+            ip("netns", "delete", name)

@@ -38,7 +38,7 @@ def fake(request: pytest.FixtureRequest) -> Iterator[FakeNodes]:
             initialize_head=True, head_node_args=NODE | {"include_dashboard": False}
         )
         started.add_node(**NODE)
-        patch.setenv("RAY_ADDRESS", started.address)
+        patch.setenv("RAY_ADDRESS", str(started.address))
         nodes.gpus_at.cache_clear()
         yield started
         started.shutdown()

@@ -126,6 +126,24 @@ def test_machines_without_gpus_are_passed_over_and_the_drivers_comes_first():
     assert seat(Wanted(1, 8, 1), (0, 4, 8)) == Seats((2,), (1,))
 
 
+@pytest.mark.parametrize(
+    ("asked", "nodes", "engines", "ranks"),
+    [
+        (Wanted(8, 1, 8), (8, 8), {1}, [0] * 8),
+        (Wanted(2, 4, 8), (8, 8), {1}, [0] * 8),
+        (Wanted(2, 2, 12), (8, 8), {1}, [0] * 8 + [1] * 4),
+        (Wanted(16, 1, 16, shared=True), (8, 8), {0, 1}, [0] * 8 + [1] * 8),
+        (Wanted(2, 3, 2), (4, 4), {0, 1}, [0, 1]),
+    ],
+)
+def test_the_table_of_the_page_on_several_machines(
+    asked: Wanted, nodes: tuple[int, ...], engines: set[int], ranks: list[int]
+):
+    seats = seat(asked, nodes)
+    assert seats is not None
+    assert (set(seats.engines), list(seats.ranks)) == (engines, ranks)
+
+
 def test_sixty_four_machines_of_two_kinds_are_looked_at_in_no_time():
     seats = seat(Wanted(engines=30, parallel=8, ranks=140), [8, 4] * 32)
     # 380 of 384 GPUs: 30 machines of eight for the engines, two of eight and 31 of four are left.
