@@ -40,7 +40,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def wait_until(condition: Callable[[], bool], run: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not condition():
         assert run.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
@@ -82,7 +82,7 @@ def story(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         hosts.kill()
     alone = subprocess.run(
         command(here, model), cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"},
-        capture_output=True, text=True, timeout=400, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stdout + alone.stderr
     yield Story(here, there, seen, log.read_text())
