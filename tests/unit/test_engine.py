@@ -67,3 +67,12 @@ def test_an_engines_threads_are_shared_out_among_its_workers(threads: int, of_a_
 
 def test_what_the_recipe_says_of_the_engine_goes_before_our_own_choice():
     assert engine_arguments(spec(1))["max_num_seqs"] == 7
+
+
+def test_on_gpus_too_an_engine_starts_its_own_workers_and_no_ray_actors(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Within a placement group vLLM would choose Ray, for GPUs that the engine's process holds."""
+    monkeypatch.setattr("grpo.rollout.engine.on_gpu", lambda: True)
+    backends = [engine_arguments(spec(n))["distributed_executor_backend"] for n in (1, 2)]
+    assert backends == ["uni", "mp"]
