@@ -130,7 +130,7 @@ def _named(kind: Any) -> str:
     origin, inside = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inside)
-    if origin is list:
+    if origin is list or (origin is tuple and inside[-1] is Ellipsis):
         return f"list of {_named(inside[0])}"
     if origin is dict:
         return "mapping" if inside[1] is Any else f"mapping to {_named(inside[1])}"

@@ -98,10 +98,22 @@ class ModelShape:
         return self.kv_heads * self.head_dim
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of one decoder layer by their names: inputs and outputs."""
+        return {
+            "q_proj": (self.hidden, self.query),
+            "k_proj": (self.hidden, self.key_value),
+            "v_proj": (self.hidden, self.key_value),
+            "o_proj": (self.query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate),
+            "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
     def layer_matmul(self) -> int:
         """Parameters of one layer that take part in matrix products."""
-        attention = self.hidden * (2 * self.query + 2 * self.key_value)
-        return attention + 3 * self.hidden * self.intermediate
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def layer_parameters(self) -> int:

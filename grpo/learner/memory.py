@@ -3,6 +3,9 @@
 Written against DeepSpeed 0.19's ZeRO-3, transformers 5 and this package's policy and head;
 benchmarks/memory.py holds it against a measured run. Letters: P parameters, W ranks, S packed
 tokens, T response tokens; widths H (hidden), Q (query heads), K (key heads), I (MLP), V.
+
+With `learner.lora` (Hu et al. 2021, arXiv 2106.09685) the P parameters are frozen, in the model's
+dtype; masters, moments and gradients are those of the adapters' A parameters alone.
 """
 
 import math
@@ -10,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from grpo.config.recipe import Recipe
+from grpo.config.recipe import LoraConfig, Recipe
+from grpo.errors import UserError
 from grpo.learner.flops import ModelShape
 
 GIB = 1 << 30
@@ -43,6 +47,7 @@ class LearnerSetting:
 
     tokens, targets: S and T of the largest micro-batch. checkpoint_every: which layers are computed
     again in backward; 0 for none. bucket_bytes: a bucket of weights on the way to the engines.
+    offload_weights: on a shared GPU the weights are away while the engine samples.
     """
 
     shape: ModelShape
@@ -54,6 +59,8 @@ class LearnerSetting:
     checkpoint_every: int = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     offload_optimizer: bool = False
+    offload_weights: bool = False
+    lora: LoraConfig | None = None
     bucket_bytes: int = 256 << 20
     reduce_bucket: int = REDUCE_BUCKET
     sub_group: int = SUB_GROUP
@@ -63,9 +70,34 @@ class LearnerSetting:
         return {"bfloat16": 2, "float32": 4}[self.dtype]
 
     @property
-    def shard(self) -> int:
-        """Parameters of one rank."""
-        return -(-self.shape.parameters // self.ranks)
+    def parameters(self) -> int:
+        """P + A."""
+        return self.shape.parameters + self.adapters
+
+    @property
+    def adapters(self) -> int:
+        """A, 0 without adapters."""
+        return 0 if self.lora is None else adapter_parameters(self.lora, self.shape)
+
+    @property
+    def trained(self) -> int:
+        """Parameters with masters, moments and gradients: all of them, or the adapters'."""
+        return self.parameters if self.lora is None else self.adapters
+
+    @property
+    def largest_trained(self) -> int:
+        """Of the trained parameters: the embedding, or the longer factor of an adapter."""
+        if self.lora is None:
+            return self.shape.head_matmul
+        return self.lora.rank * max(max(self.shape.linears[name]) for name in self.lora.targets)
+
+    def trains(self, *names: str) -> bool:
+        """Whether any of these linear layers is trained, itself or by its adapter."""
+        return self.lora is None or not set(names).isdisjoint(self.lora.targets)
+
+    def of_a_rank(self, parameters: int) -> int:
+        """What ZeRO-3 leaves of them on one rank."""
+        return -(-parameters // self.ranks)
 
 
 def setting_of(recipe: Recipe, shape: ModelShape, device: Literal["cpu", "cuda"]) -> LearnerSetting:
@@ -82,8 +114,22 @@ def setting_of(recipe: Recipe, shape: ModelShape, device: Literal["cpu", "cuda"]
         checkpoint_every=model.checkpoint_every if model.gradient_checkpointing else 0,
         optimizer=learner.optimizer,
         offload_optimizer=learner.offload_optimizer,
+        offload_weights=learner.offload_weights,
+        lora=learner.lora,
         bucket_bytes=recipe.sync.bucket_mib << 20,
     )
+
+
+def adapter_parameters(lora: LoraConfig, shape: ModelShape) -> int:
+    """A: over all layers and targets rank x (inputs + outputs). Raises UserError for a target that
+    the model does not have."""
+    linears = shape.linears
+    if unknown := sorted(set(lora.targets) - set(linears)):
+        raise UserError(
+            f"learner.lora.targets names {', '.join(unknown)}: the linear layers of this model are "
+            f"{', '.join(linears)}"
+        )
+    return shape.layers * sum(lora.rank * sum(linears[name]) for name in set(lora.targets))
 
 
 def longest_sequence(recipe: Recipe) -> int:
@@ -93,8 +139,10 @@ def longest_sequence(recipe: Recipe) -> int:
 
 def share_beside(setting: LearnerSetting, gpu_bytes: float) -> float:
     """What an engine may take of a GPU that it shares with this rank while the rank rests, rounded
-    down to hundredths: all but the rank's weights and what both processes hold for themselves."""
-    kept = resident(setting)["weights"] + 2 * LIBRARIES["cuda"]
+    down to hundredths: all but the rank's weights, unless they rest in host memory, and what both
+    processes hold for themselves."""
+    weights = 0 if setting.offload_weights else resident(setting)["weights"]
+    kept = weights + 2 * LIBRARIES["cuda"]
     return max(0.0, min(ENGINE_SHARE, math.floor(100 * (1 - kept / gpu_bytes)) / 100))
 
 
@@ -104,33 +152,49 @@ Parts = Mapping[str, float]  # bytes by name
 def phases(setting: LearnerSetting) -> dict[str, Parts]:
     """The moments at which a rank may be fullest, each with its parts in bytes."""
     base = resident(setting)
-    return {
-        "layer backward": {**base, **_activations(setting), **_in_a_layer(setting)},
-        "head backward": {**base, **_activations(setting), **_in_the_head(setting)},
-        "embedding backward": {**base, **_in_the_embedding(setting)},
-        "optimizer": {**base, **_in_the_optimizer(setting)},
-        "sync": {**base, **_in_a_sync(setting)},
+    moments = {
+        "layer backward": {**_activations(setting), **_in_a_layer(setting)},
+        "head backward": {**_activations(setting), **_in_the_head(setting)},
+        "embedding backward": _in_the_embedding(setting),
+        "optimizer": _in_the_optimizer(setting),
+        "sync": {"weight buckets": sync_buckets(setting)},
     }
+    if setting.lora is not None:
+        del moments["embedding backward"]  # it is frozen
+    return {name: {**base, **parts} for name, parts in moments.items()}
 
 
 def resident(setting: LearnerSetting) -> dict[str, float]:
     """What a rank holds between steps, its engines' share not counted."""
-    e, shard = setting.itemsize, setting.shard
-    parts: dict[str, float] = {"weights": e * shard}
+    e = setting.itemsize
+    parts: dict[str, float] = {"weights": e * setting.of_a_rank(setting.parameters)}
     if not setting.offload_optimizer:
         parts |= optimizer_state(setting)
     bucket = setting.reduce_bucket
     if setting.device == "cpu":  # memory that was never written to takes no space
-        bucket = min(bucket, setting.shape.parameters)
+        bucket = min(bucket, setting.trained)
     parts["gradient bucket"] = e * bucket
     if setting.ranks > 1:
-        parts["gathered weights"] = e * min(setting.shape.parameters, MAX_LIVE)
+        parts["gathered weights"] = e * min(setting.parameters, MAX_LIVE)
+    return parts
+
+
+def on_host(setting: LearnerSetting, colocated: bool) -> dict[str, float]:
+    """What of a rank lies in host memory: always where the recipe offloads it, and on a shared GPU
+    (colocated) while the engine samples; the pinned buffers are kept."""
+    parts: dict[str, float] = {}
+    if setting.offload_optimizer or colocated:
+        parts |= optimizer_state(setting)
+    if colocated:
+        parts["gradient bucket"] = setting.itemsize * setting.reduce_bucket
+    if colocated and setting.offload_weights:
+        parts["weights"] = resident(setting)["weights"]
     return parts
 
 
 def optimizer_state(setting: LearnerSetting) -> dict[str, float]:
     """On the device, or in host memory where the recipe offloads it."""
-    shard = setting.shard
+    shard = setting.of_a_rank(setting.trained)
     moments = {"adamw": 2 * FLOAT32, "sgd": 0}[setting.optimizer]
     return {
         "float32 masters": FLOAT32 * shard,
@@ -146,18 +210,25 @@ def layer_bytes(setting: LearnerSetting) -> float:
     keeps. Rotated queries and keys, values and the output are attention's; outside of CUDA they are
     laid together once more for the projection. Four widths I are the gate, its activation, the
     other branch and their product.
+
+    A frozen norm does not keep the normalised input, nor a frozen projection without an adapter
+    its own; an adapter keeps its inner width.
     """
     shape, e = setting.shape, setting.itemsize
-    normed = 2 * (FLOAT32 + 2 * e) * shape.hidden
+    normalised = e if setting.lora is None else 0
+    inputs = setting.trains("q_proj", "k_proj", "v_proj") + setting.trains("gate_proj", "up_proj")
+    normed = (2 * (FLOAT32 + normalised) + inputs * e) * shape.hidden
     if shape.qk_norm:
-        normed += (FLOAT32 + e) * (shape.query + shape.key_value)
+        normed += (FLOAT32 + normalised) * (shape.query + shape.key_value)
     attention = e * (2 * shape.query + 2 * shape.key_value)
-    if setting.device == "cpu":
+    if setting.device == "cpu" and setting.trains("o_proj"):
         attention += e * shape.query
+    mlp = (3 + setting.trains("down_proj")) * e * shape.intermediate
+    inner = 0 if setting.lora is None else e * setting.lora.rank * len(set(setting.lora.targets))
     statistics = FLOAT32 * (2 + shape.heads)
     if shape.qk_norm:
         statistics += FLOAT32 * (shape.heads + shape.kv_heads)
-    return normed + attention + 4 * e * shape.intermediate + statistics
+    return normed + attention + mlp + inner + statistics
 
 
 def _activations(setting: LearnerSetting) -> dict[str, float]:
@@ -178,7 +249,8 @@ def _in_a_layer(setting: LearnerSetting) -> dict[str, float]:
     }
     if setting.checkpoint_every:
         parts["recomputed layer"] = setting.tokens * layer_bytes(setting)
-    if shape.tied:  # autograd adds the embedding's to it before it hands it on
+    if shape.tied and setting.lora is None:
+        # Autograd adds the embedding's to it before it hands it on.
         parts["gradient of the head"] = e * shape.head_matmul
     return parts
 
@@ -188,11 +260,14 @@ def _in_the_head(setting: LearnerSetting) -> dict[str, float]:
     hidden = FLOAT32 + e  # its gradient, summed in float32, and itself
     if e != FLOAT32:
         hidden += FLOAT32 if device == "cpu" else e
-    return {
-        "gradient of the head": e * shape.head_matmul,
-        "hidden states of responses": setting.targets * shape.hidden * hidden,
-        "logits": 3 * FLOAT32 * min(_HEAD_TILE[device], setting.targets * shape.vocab),
+    parts = {
+        "gradient of the head": float(e * shape.head_matmul),
+        "hidden states of responses": float(setting.targets * shape.hidden * hidden),
+        "logits": float(3 * FLOAT32 * min(_HEAD_TILE[device], setting.targets * shape.vocab)),
     }
+    if setting.lora is not None:
+        del parts["gradient of the head"]
+    return parts
 
 
 def _in_the_embedding(setting: LearnerSetting) -> dict[str, float]:
@@ -208,8 +283,8 @@ def _in_the_optimizer(setting: LearnerSetting) -> dict[str, float]:
     if setting.offload_optimizer:
         return {}
     e, device = setting.itemsize, setting.device
-    largest = -(-setting.shape.head_matmul // setting.ranks)
-    group = min(setting.shard, max(setting.sub_group, largest))
+    largest = setting.of_a_rank(setting.largest_trained)
+    group = min(setting.of_a_rank(setting.trained), max(setting.sub_group, largest))
     whole = e if e == FLOAT32 else e + FLOAT32
     temporaries = _ADAM_TEMPORARIES[device] if setting.optimizer == "adamw" else 0
     # The piece in the weights' own precision is gone once its float32 copy is there.
@@ -217,12 +292,9 @@ def _in_the_optimizer(setting: LearnerSetting) -> dict[str, float]:
     return {"optimizer temporaries": max(stepping, largest * _NORM_BYTES[device])}
 
 
-def _in_a_sync(setting: LearnerSetting) -> dict[str, float]:
-    return {"weight buckets": sync_buckets(setting)}
-
-
 def sync_buckets(setting: LearnerSetting) -> float:
-    """Two buckets of weights on the way, each at least the largest parameter."""
+    """Two buckets of weights on the way, each at least the largest parameter: of the sender by
+    NCCL, and again of the receiver; by IPC the staging buffer and the receiver's copy."""
     e, shape = setting.itemsize, setting.shape
     bucket = max(e * shape.head_matmul, min(setting.bucket_bytes, e * shape.parameters))
     return 2.0 * bucket
