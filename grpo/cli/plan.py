@@ -17,9 +17,18 @@ def plan(
         list[str] | None,
         typer.Argument(help="keys to change, e.g. learner.ranks=4", metavar="[KEY=VALUE]..."),
     ] = None,
-    device_gib: Annotated[
-        float | None,
-        typer.Option(help="of each GPU, or of the host on CPU; default: what is here"),
+    *,
+    gpus: Annotated[
+        int | None, typer.Option(help="of a node; default: those here, or as many as are asked for")
+    ] = None,
+    gpu_gib: Annotated[
+        float | None, typer.Option(help="of each GPU; default: what is here")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="machines with so many GPUs; default: 1")
+    ] = None,
+    host_gib: Annotated[
+        float | None, typer.Option(help="of each node's main memory; default: what is here")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="gpu or cpu; default: what is here", metavar="gpu|cpu")
@@ -28,19 +37,18 @@ def plan(
     """Predict how full every device will be, phase by phase, without starting anything.
 
     Needs the model's config.json only. Says what does not fit and what would help, and exits
-    with 1 then:
+    with 1 then; with 2 where engines and ranks cannot be placed, or nothing would help:
 
-        grpo plan recipes/qwen3_1p7b_ba.yaml --device gpu --device-gib 80
+        grpo plan qwen3_1p7b_ba --gpus 8 --gpu-gib 80
     """
     with exit_codes("nothing was started"):
         from grpo.config.load import load_recipe
         from grpo.console import Screen
-        from grpo.preflight.plan import here, predict
+        from grpo.preflight.layout import described
+        from grpo.preflight.plan_report import predict
 
         if device not in (None, *_KINDS):
             raise UserError(f"--device {device}: expected gpu or cpu")
-        if device_gib is not None and device_gib <= 0:
-            raise UserError(f"--device-gib {device_gib:g}: expected a size above 0")
-        place = here(_KINDS.get(device or ""), device_gib)
-        if not predict(load_recipe(recipe, overrides or []), place, Screen()):
+        machine = described(_KINDS.get(device or ""), gpus, gpu_gib, nodes, host_gib)
+        if not predict(load_recipe(recipe, overrides or []), machine, Screen()):
             raise typer.Exit(1)

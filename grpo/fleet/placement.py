@@ -77,7 +77,7 @@ def share_for(recipe: Recipe, shape: ModelShape, gpu_bytes: float) -> float:
 
 def is_colocated(recipe: Recipe) -> bool:
     """Whether learner ranks and engines share GPUs: as the recipe says, or if there are too few."""
-    return _shares(recipe, gpus_of_run())
+    return shares(recipe, gpus_of_run())
 
 
 def gpus_here() -> int | None:
@@ -131,14 +131,14 @@ def layout_fault(recipe: Recipe, gpus: int | Sequence[int] | None) -> str | None
     """Why engines and ranks cannot be placed on so many GPUs, and what would help; None where they
     can. `gpus`: of one machine, or of each of several; None: on CPU."""
     nodes = (gpus,) if isinstance(gpus, int) else gpus
-    if not _shares(recipe, nodes):
+    if not shares(recipe, nodes):
         return None if nodes is None else _fault_apart(recipe, nodes)
     there = None if nodes is None else in_words(nodes)
     rollout, ranks = recipe.rollout, recipe.learner.ranks
     if recipe.schedule.max_staleness > 0:
         return (
             f"schedule.max_staleness is {recipe.schedule.max_staleness}: engines and learner work "
-            f"at the same time and need {_gpus_needed(recipe)} GPUs, but there are {there}. "
+            f"at the same time and need {gpus_needed(recipe)} GPUs, but there are {there}. "
             "Set it to 0, so that they take turns on shared GPUs, or use fewer engines and ranks"
         )
     total = 0 if nodes is None else sum(nodes)
@@ -162,7 +162,7 @@ def layout_fault(recipe: Recipe, gpus: int | Sequence[int] | None) -> str | None
 def _fault_apart(recipe: Recipe, nodes: Sequence[int]) -> str | None:
     """The same where nobody shares."""
     engines, parallel = recipe.rollout.engines, recipe.rollout.tensor_parallel
-    needed = _gpus_needed(recipe)
+    needed = gpus_needed(recipe)
     if needed > sum(nodes):
         return (
             f"placement {recipe.placement} needs {needed} GPUs, and there are {in_words(nodes)}: "
@@ -193,14 +193,15 @@ def _engines(recipe: Recipe) -> str:
     )
 
 
-def _shares(recipe: Recipe, gpus: int | Sequence[int] | None) -> bool:
+def shares(recipe: Recipe, gpus: int | Sequence[int] | None) -> bool:
+    """The same for so many GPUs, of one machine or of each of several; None: on CPU."""
     if recipe.placement != "auto":
         return recipe.placement == "colocated"
     total = gpus if gpus is None or isinstance(gpus, int) else sum(gpus)
-    return total is not None and total < _gpus_needed(recipe)
+    return total is not None and total < gpus_needed(recipe)
 
 
-def _gpus_needed(recipe: Recipe) -> int:
+def gpus_needed(recipe: Recipe) -> int:
     """Where nobody shares."""
     return recipe.rollout.engines * recipe.rollout.tensor_parallel + recipe.learner.ranks
 

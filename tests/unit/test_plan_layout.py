@@ -1,0 +1,114 @@
+"""Machines that are described on the command line, and where engines and ranks are on them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from grpo.config.recipe import Recipe
+from grpo.errors import UserError
+from grpo.preflight.layout import Machine, by_node, decided, described, fault
+from tests.unit.planned import SHAPE
+from tests.unit.test_layout import recipe
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def two_nodes() -> Machine:
+    return Machine("cuda", 80, gpus=8, nodes=2)
+
+
+def test_gpus_are_meant_where_any_is_described():
+    assert described(None, gpus=8, gpu_gib=80) == Machine("cuda", 80, 8)
+    assert described(None, gpus=8, gpu_gib=80, nodes=2, host_gib=500) == Machine(
+        "cuda", 80, 8, 2, 500
+    )
+    assert described("cuda", gpu_gib=80) == Machine("cuda", 80, None)
+    assert described(None).kind == "cpu"
+    assert described(None, host_gib=12) == Machine("cpu", 12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"gpus": 8}, "give --gpu-gib, say 80"),
+        ({"gpu_gib": 80.0, "nodes": 2}, "give --gpus"),
+    ],
+)
+def test_what_a_description_lacks_is_asked_for(arguments: dict[str, Any], said: str):
+    with pytest.raises(UserError, match=said):
+        described(None, **arguments)
+
+
+def test_what_is_not_described_is_this_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    card: Any = type("Card", (), {"total_memory": 48 << 30})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    here = described(None)
+    assert (here.kind, here.gib, here.gpus, here.nodes) == ("cuda", 48, 4, 1)
+    assert here.host_gib is not None
+    # Another machine's cards say nothing of its host.
+    assert described(None, gpu_gib=80) == Machine("cuda", 80, 4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine", "said"),
+    [
+        (recipe("disaggregated", 1, 12, 1), two_nodes(), "has 8 GPUs: set it to 8 at most"),
+        # Each node has room for one engine of five.
+        (recipe("disaggregated", 3, 5, 1), two_nodes(), "have room for 2: set rollout.engines"),
+        (recipe("disaggregated", 8, 1, 9), two_nodes(), "needs 17 GPUs, and there are 16"),
+        (recipe("colocated", 1, 1, 2), Machine("cuda", 80), "engines as many as learner.ranks, 2"),
+        (recipe("auto", 1, 1, 1), Machine("cuda", 2, gpus=1), "too small to be shared"),
+    ],
+)
+def test_a_layout_that_a_machine_has_no_room_for_is_refused(
+    asked: Recipe, machine: Machine, said: str
+):
+    assert said in str(fault(asked, SHAPE, machine))
+
+
+@pytest.mark.parametrize(
+    ("asked", "machine"),
+    [
+        (recipe("disaggregated", 2, 5, 6), two_nodes()),
+        (recipe("auto", 16, 1, 16), two_nodes()),
+        (recipe("disaggregated", 99, 8, 99), Machine("cuda", 80)),
+    ],
+)
+def test_a_layout_that_there_is_room_for_is_not(asked: Recipe, machine: Machine):
+    assert fault(asked, SHAPE, machine) is None
+
+
+def test_ray_elsewhere_adds_nothing_to_a_machine_that_is_described(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    why = fault(recipe("disaggregated", 8, 1, 8), SHAPE, Machine("cuda", 80, gpus=8))
+    assert "needs 16 GPUs, and there are 8" in str(why)
+
+
+def test_nodes_are_filled_by_engines_first_and_an_engine_stays_within_one():
+    # Node 1: three engines of two, two ranks; node 2 the last engine and six ranks.
+    machine = Machine("cuda", 80, gpus=8, nodes=2)
+    assert by_node(recipe("disaggregated", 5, 2, 6), machine) == [(4, 0), (1, 6)]
+    assert by_node(recipe("disaggregated", 2, 5, 4), machine) == [(1, 3), (1, 1)]
+    assert by_node(recipe("auto", 12, 1, 12), machine) == [(8, 8), (4, 4)]
+
+
+def test_a_line_says_how_it_is_placed_and_how_many_gpus_that_takes():
+    assert decided(recipe("auto", 1, 1, 1), Machine("cuda", 80, gpus=1)) == (
+        "colocated, an engine and a learner rank take turns on each GPU (placement: auto); "
+        "1 of 1 GPUs used"
+    )
+    assert decided(recipe("disaggregated", 2, 2, 4), Machine("cuda", 80)) == (
+        "disaggregated, engines: 2 of 2 GPUs each, learner ranks: 4; 8 GPUs"
+    )
+    assert decided(recipe("disaggregated", 4, 2, 4), two_nodes()) == (
+        "disaggregated, engines: 4 of 2 GPUs each, learner ranks: 4; node 1: engines 4, ranks 0; "
+        "node 2: engines 0, ranks 4; 12 of 16 GPUs used"
+    )
