@@ -13,13 +13,16 @@ from grpo.config.load import load_data, load_recipe, resolved
 from grpo.config.recipe import Recipe
 from grpo.data import load_rows
 from grpo.errors import UserError
+from grpo.learner.shapes import model_shape
+from grpo.preflight.advice import fits
 from grpo.preflight.check import check_recipe
+from grpo.preflight.layout import Machine
 from grpo.types import Row
 from grpo.verify import VERIFIERS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-NOT_PUBLISHED = {"tiny_cpu"}
+NOT_PUBLISHED = {"tiny_cpu", "qwen2p5_math_7b_lora_1gpu", "qwen2p5_1p5b_gsm8k_24gb"}
 
 
 class Setting(NamedTuple):
@@ -195,7 +198,7 @@ def repeated(own: dict[str, Any], base: dict[str, Any], result: dict[str, Any]) 
     for key, value in own.items():
         if key == "extends":
             continue
-        before, after = base[key], result[key]
+        before, after = base.get(key), result[key]  # vLLM's own keys may be new
         if isinstance(value, dict) and isinstance(before, dict) and not renamed(before, after):
             found += [f"{key}.{inner}" for inner in repeated(value, before, after)]
         elif before == after:
@@ -206,6 +209,19 @@ def repeated(own: dict[str, Any], base: dict[str, Any], result: dict[str, Any]) 
 def renamed(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether it is another part, which starts from its own defaults."""
     return before.get("name") != after.get("name")
+
+
+# GPUs, GiB of each
+SMALL_MACHINES = {
+    "qwen2p5_math_7b_lora_1gpu": Machine("cuda", 80, gpus=1),
+    "qwen2p5_1p5b_gsm8k_24gb": Machine("cuda", 24, gpus=1, host_gib=32),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_MACHINES)
+def test_a_recipe_for_one_gpu_fits_on_it(name: str):
+    recipe = recipe_of(name)
+    assert fits(recipe, model_shape(recipe)[0], SMALL_MACHINES[name])
 
 
 OVERLAYS = [name for name, path in RECIPES.items() if "\nextends:" in path.read_text()]
