@@ -98,6 +98,10 @@ $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
 		&& touch $@ || echo "TRL and verl cannot be installed: their tests will be skipped"
 
+.PHONY: plans
+plans: $(STAMP) ## write what fits where anew, into docs/plan.md
+	PYTHONPATH=. $(VENV)/bin/python docs/_tools/fits.py
+
 .PHONY: docs
 docs: $(DOCS) ## the documentation as a site, in .docs-site/index.html
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict $(ARGS)

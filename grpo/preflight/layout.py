@@ -138,7 +138,7 @@ def decided(recipe: Recipe, machine: Machine) -> str:
     of = f"{used} GPUs" if there is None else f"{used} of {there} GPUs used"
     each = f" of {parallel} GPUs each" if parallel > 1 else ""
     if takes_turns(recipe, machine):
-        what = "colocated, an engine and a learner rank take turns on each GPU"
+        what = f"colocated, engines: {engines}, learner ranks: {ranks}, taking turns"
     else:
         what = f"disaggregated, engines: {engines}{each}, learner ranks: {ranks}"
     auto = " (placement: auto)" if recipe.placement == "auto" else ""

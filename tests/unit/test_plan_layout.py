@@ -102,8 +102,7 @@ def test_nodes_are_filled_by_engines_first_and_an_engine_stays_within_one():
 
 def test_a_line_says_how_it_is_placed_and_how_many_gpus_that_takes():
     assert decided(recipe("auto", 1, 1, 1), Machine("cuda", 80, gpus=1)) == (
-        "colocated, an engine and a learner rank take turns on each GPU (placement: auto); "
-        "1 of 1 GPUs used"
+        "colocated, engines: 1, learner ranks: 1, taking turns (placement: auto); 1 of 1 GPUs used"
     )
     assert decided(recipe("disaggregated", 2, 2, 4), Machine("cuda", 80)) == (
         "disaggregated, engines: 2 of 2 GPUs each, learner ranks: 4; 8 GPUs"
