@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/memory.py                        # small shapes, a minute
     .venv/bin/python benchmarks/memory.py --qwen3-0.6b           # half an hour, 20 GB
+    .venv/bin/python benchmarks/memory.py --lora 32              # adapters of that rank alone
 
 A real LearnerRank under ZeRO-3 (gloo, one rank) with random weights takes two optimizer steps: a
 short one, after which Adam's moments are there, and the one that is measured. Peaks are what the
@@ -11,6 +12,7 @@ process had resident at most, less what it had before the learner was built (lib
 import dataclasses
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -36,13 +38,19 @@ PROMPT = 128
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
     """A shape (changes to Qwen3-0.6B's) and the step that is measured: `sequences` of `length`
-    packed tokens each, in one micro-batch."""
+    packed tokens each, in one micro-batch. lora_rank: of adapters of all linear layers; 0: none."""
 
     changes: dict[str, Any]
     sequences: int
     length: int
     checkpointing: bool
     dtype: str = "float32"
+    lora_rank: int = 0
+
+    @property
+    def learner(self) -> dict[str, Any]:
+        """Keys of the recipe's section."""
+        return {"lora": {"rank": self.lora_rank}} if self.lora_rank else {}
 
     @property
     def tokens(self) -> int:
@@ -78,7 +86,11 @@ def spec(case: Case, model: Path) -> Any:
     from grpo.learner.spec import LearnerSpec
 
     recipe = made_up_recipe(
-        model, dtype=case.dtype, gradient_checkpointing=case.checkpointing, warmup_steps=0
+        model,
+        dtype=case.dtype,
+        gradient_checkpointing=case.checkpointing,
+        warmup_steps=0,
+        **case.learner,
     )
     return LearnerSpec(str(model), recipe, "gloo", bucket_bytes=256 << 20, threads=2)
 
@@ -100,6 +112,8 @@ def measure(sender: Any, case: Case, model: Path) -> None:
     rank.step(0, 1)
     seconds = time.perf_counter() - started
     facts = {"libraries": before, "resident": resident, "peak": peak_rss() - before}
+    masters = rank._engine.optimizer.fp32_partitioned_groups_flat
+    facts["trained"] = sum(master.numel() for master in masters)
     sender.send(facts | {"seconds": seconds})
     os._exit(0)  # gloo's threads may outlive a normal exit
 
@@ -125,12 +139,13 @@ def measured(case: Case) -> dict[str, float]:
             process.join()
 
 
-def predicted(case: Case) -> dict[str, float]:
-    """Bytes of every phase."""
+def setting(case: Case) -> Any:
+    """What `grpo plan` goes by."""
+    from grpo.config.recipe import LearnerConfig
     from grpo.learner.flops import ModelShape
-    from grpo.learner.memory import LearnerSetting, phases
+    from grpo.learner.memory import LearnerSetting
 
-    setting = LearnerSetting(
+    return LearnerSetting(
         shape=ModelShape.of(case.config()),
         dtype=case.dtype,
         device="cpu",
@@ -138,8 +153,16 @@ def predicted(case: Case) -> dict[str, float]:
         tokens=case.tokens,
         targets=case.tokens - PROMPT * case.sequences,
         checkpoint_every=int(case.checkpointing),
+        lora=LearnerConfig(**case.learner).lora,
     )
-    return {name: sum(parts.values()) for name, parts in phases(setting).items() if name != "sync"}
+
+
+def predicted(case: Case) -> dict[str, float]:
+    """Bytes of every phase."""
+    from grpo.learner.memory import phases
+
+    found = phases(setting(case))
+    return {name: sum(parts.values()) for name, parts in found.items() if name != "sync"}
 
 
 SMALL = [
@@ -153,19 +176,24 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--qwen3-0.6b", action="store_true", dest="whole")
     options.add_argument("--sequences", type=int, default=32, help="of 512 tokens, for Qwen3-0.6B")
+    options.add_argument("--lora", type=int, default=0, metavar="RANK", help="train adapters alone")
     asked = options.parse_args()
     cases = [Case({}, asked.sequences, 512, True)] if asked.whole else SMALL
+    cases = [dataclasses.replace(case, lora_rank=asked.lora) for case in cases]
     rows: list[Row] = []
     results: list[dict[str, Any]] = []
     for case in cases:
         facts, phases = measured(case), predicted(case)
+        if case.lora_rank and facts["trained"] > 1.05 * setting(case).trained:
+            sys.exit(f"{facts['trained']:,} parameters were trained: not the adapters alone")
         fullest = max(phases, key=lambda name: phases[name])
         off = max(facts["peak"], phases[fullest]) / min(facts["peak"], phases[fullest])
         layers, vocabulary = case.config().num_hidden_layers, case.config().vocab_size
         rows.append(
             Row(
                 f"learner's peak, {layers} layers, vocabulary {vocabulary:,}, "
-                f"{case.tokens:,} tokens, checkpointing {'on' if case.checkpointing else 'off'}: "
+                f"{case.tokens:,} tokens, checkpointing {'on' if case.checkpointing else 'off'}"
+                f"{f', adapters of rank {case.lora_rank}' if case.lora_rank else ''}: "
                 "measured beside the formula",
                 f"{facts['peak'] / GIB:.2f} GiB",
                 f"{phases[fullest] / GIB:.2f} GiB ({fullest})",
