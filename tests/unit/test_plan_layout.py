@@ -58,9 +58,9 @@ def test_what_is_not_described_is_this_machine(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("asked", "machine", "said"),
     [
-        (recipe("disaggregated", 1, 12, 1), two_nodes(), "has 8 GPUs: set it to 8 at most"),
+        (recipe("disaggregated", 1, 12, 1), two_nodes(), "no machine has more than 8 GPUs"),
         # Each node has room for one engine of five.
-        (recipe("disaggregated", 3, 5, 1), two_nodes(), "have room for 2: set rollout.engines"),
+        (recipe("disaggregated", 3, 5, 1), two_nodes(), "2 of 5 GPUs each can be placed"),
         (recipe("disaggregated", 8, 1, 9), two_nodes(), "needs 17 GPUs, and there are 16"),
         (recipe("colocated", 1, 1, 2), Machine("cuda", 80), "engines as many as learner.ranks, 2"),
         (recipe("auto", 1, 1, 1), Machine("cuda", 2, gpus=1), "too small to be shared"),
@@ -92,10 +92,10 @@ def test_ray_elsewhere_adds_nothing_to_a_machine_that_is_described(
     assert "needs 16 GPUs, and there are 8" in str(why)
 
 
-def test_nodes_are_filled_by_engines_first_and_an_engine_stays_within_one():
-    # Node 1: three engines of two, two ranks; node 2 the last engine and six ranks.
+def test_the_learner_has_as_few_nodes_as_will_do_and_an_engine_stays_within_one():
+    # Six ranks leave room for one engine of two beside them; the four others are on node 2.
     machine = Machine("cuda", 80, gpus=8, nodes=2)
-    assert by_node(recipe("disaggregated", 5, 2, 6), machine) == [(4, 0), (1, 6)]
+    assert by_node(recipe("disaggregated", 5, 2, 6), machine) == [(1, 6), (4, 0)]
     assert by_node(recipe("disaggregated", 2, 5, 4), machine) == [(1, 3), (1, 1)]
     assert by_node(recipe("auto", 12, 1, 12), machine) == [(8, 8), (4, 4)]
 
@@ -108,6 +108,6 @@ def test_a_line_says_how_it_is_placed_and_how_many_gpus_that_takes():
         "disaggregated, engines: 2 of 2 GPUs each, learner ranks: 4; 8 GPUs"
     )
     assert decided(recipe("disaggregated", 4, 2, 4), two_nodes()) == (
-        "disaggregated, engines: 4 of 2 GPUs each, learner ranks: 4; node 1: engines 4, ranks 0; "
-        "node 2: engines 0, ranks 4; 12 of 16 GPUs used"
+        "disaggregated, engines: 4 of 2 GPUs each, learner ranks: 4; node 1: engines 0, ranks 4; "
+        "node 2: engines 4, ranks 0; 12 of 16 GPUs used"
     )
