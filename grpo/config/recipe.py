@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.data import Choice, DataConfig, Section
 from grpo.config.engine import refused
+from grpo.config.lora import LoraConfig
 from grpo.config.suite import SuiteConfig
 from grpo.config.verifier import VerifierConfig
 
@@ -171,19 +172,6 @@ class RegularizationConfig(Section):
     )
     entropy: float = Field(default=0.0, description="times the entropy, added to the objective")
     aggregate: Choice = Field(default=Choice(name="token_mean"), description="their weights")
-
-
-class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021): the base model stays frozen, what is trained is small."""
-
-    rank: int = Field(default=32, ge=1, le=1024, description="r, the adapters' inner width")
-    alpha: float = Field(default=64, gt=0, description="the update is scaled by alpha / rank")
-    targets: tuple[str, ...] = Field(
-        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        strict=False,
-        min_length=1,
-        description="names of the linear layers that get one",
-    )
 
 
 class LearnerConfig(Section):

@@ -56,10 +56,12 @@ class Learner:
         return self.everywhere("score", token_ids)[0]
 
     def save(self, folder: Path) -> None:
-        """Writes zero/, to resume from, and hf/, which transformers and vLLM load."""
+        """Writes zero/, to resume from, and hf/, which transformers and vLLM load; where adapters
+        train also adapter/, which peft loads."""
         folder = folder.resolve()  # ranks on other machines have a working directory of their own
         self.everywhere("save", folder / "zero")
         self.everywhere("export", folder / "hf")
+        self.everywhere("export_adapter", folder / "adapter")
 
     def restore(self, folder: Path) -> None:
         self.everywhere("restore", folder.resolve() / "zero")

@@ -11,15 +11,17 @@ from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from grpo.learner.attention import segments
+from grpo.learner.lora import add_adapters, base_sums, check_same_base, save_adapter
 from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import Loaded, load_policy, score
-from grpo.learner.reference import Reference
+from grpo.learner.reference import BaseModel, Reference
 from grpo.learner.resting import Resting
 from grpo.learner.spec import LearnerSpec, learning_rate
 from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
 from grpo.plugins import import_plugins
 from grpo.sync.buckets import torch_dtype
+from grpo.sync.merged import MergedSource
 from grpo.sync.senders import make_sender
 from grpo.sync.source import ZeroSource
 from grpo.sync.transport import Meeting, Sender
@@ -52,15 +54,21 @@ class LearnerRank:
             recipe.model.gradient_checkpointing,
             recipe.model.checkpoint_every,
         )
+        lora = recipe.learner.lora
+        if lora is not None:
+            add_adapters(policy.model, lora, recipe.seed)
         engine, *_ = deepspeed.initialize(
             model=policy, optimizer=make_optimizer(policy, recipe.learner), config=config
         )
         self._engine: Any = engine
-        self._source = ZeroSource(policy.model, dtype, spec.bucket_bytes)
+        self._source = _source(policy.model, spec)
         self._objective = Objective(recipe)
         recomputed = recipe.model.checkpoint_every if recipe.model.gradient_checkpointing else 0
         self._meter = Meter(policy.model.config, dtype, self._device, recomputed)
-        self._reference = Reference(spec, config) if recipe.regularization.kl else None
+        self._reference: Reference | BaseModel | None = None
+        if recipe.regularization.kl:
+            self._reference = Reference(spec, config) if lora is None else BaseModel(engine)
+        self._lora = lora
         self._sender: Sender | None = None
         self._resting = Resting(engine, self._device)
         self._minibatches: list[list[Loaded]] = []
@@ -150,9 +158,10 @@ class LearnerRank:
 
     def send(self) -> None:
         assert self._sender is not None, "open_transport comes first"
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()  # the optimizer's last writes, before other streams read
-        self._sender.send()
+        with self._source.reading():
+            if self._device.type == "cuda":
+                torch.cuda.synchronize()  # the optimizer's last writes, before other streams read
+            self._sender.send()
 
     def offload(self) -> None:
         """Moves everything that only a step needs to host memory (shared GPUs)."""
@@ -176,17 +185,48 @@ class LearnerRank:
     # --- disk ---
 
     def save(self, folder: Path) -> None:
-        """The sharded optimizer state and weights, for resume with as many ranks."""
-        self._engine.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=False)
+        """What trains, with the sharded optimizer state, for resume with as many ranks. A frozen
+        base stays out; that it is the same again is known by its sums."""
+        state = {"base": base_sums(self._engine.module)} if self._lora else {}
+        self._engine.save_checkpoint(
+            str(folder), tag="zero", client_state=state, exclude_frozen_parameters=True
+        )
 
     def restore(self, folder: Path) -> None:
-        self._engine.load_checkpoint(str(folder), tag="zero")
+        """Raises UserError where the base is not the one that the adapters were trained on."""
+        # Not strict, as the frozen parameters are not in it.
+        strict = self._lora is None
+        _, state = self._engine.load_checkpoint(str(folder), tag="zero", load_module_strict=strict)
+        if self._lora is not None:
+            check_same_base(base_sums(self._engine.module), state["base"], self._spec.model)
 
     def export(self, folder: Path) -> None:
-        """A Hugging Face folder (weights, config, tokenizer) that transformers and vLLM load."""
+        """A Hugging Face folder (weights, config, tokenizer) that transformers and vLLM load, with
+        adapters merged into the weights."""
         weights = self._source.whole(keep=self._rank == 0)
         if self._rank == 0:
             self._engine.module.model.save_pretrained(folder, state_dict=weights)
             AutoTokenizer.from_pretrained(self._spec.model).save_pretrained(folder)
         if self._world_size > 1:
             dist.barrier()
+
+    def export_adapter(self, folder: Path) -> None:
+        """The adapters alone, a folder that peft loads; nothing where all weights train."""
+        if not isinstance(self._source, MergedSource):
+            return
+        assert self._lora is not None
+        tensors = self._source.adapters(keep=self._rank == 0)
+        if self._rank == 0:
+            save_adapter(folder, self._lora, tensors, self._spec.model)
+        if self._world_size > 1:
+            dist.barrier()
+
+
+def _source(model: torch.nn.Module, spec: LearnerSpec) -> ZeroSource:
+    """The weights as engines load them."""
+    dtype, lora = spec.recipe.model.dtype, spec.recipe.learner.lora
+    parameters = dict(model.named_parameters())
+    if lora is None:
+        return ZeroSource(parameters, dtype, spec.bucket_bytes)
+    scale = lora.alpha / lora.rank
+    return MergedSource(parameters, dtype, spec.bucket_bytes, scale=scale)

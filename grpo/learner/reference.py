@@ -1,4 +1,4 @@
-"""The model that the run began with, frozen, for KL: a second ZeRO-3 engine without optimizer."""
+"""The model that the run began with, frozen, for KL."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from grpo.sync.buckets import torch_dtype
 
 
 class Reference:
-    """Collective like the learner: every rank scores as many micro-batches.
+    """A second ZeRO-3 engine without optimizer. Collective like the learner: every rank scores as
+    many micro-batches.
 
     To be built while the learner's `HfDeepSpeedConfig` is alive, which partitions these weights
     too.
@@ -28,3 +29,23 @@ class Reference:
     def logprobs(self, loaded: Loaded) -> torch.Tensor:
         """[T] of the response tokens."""
         return score(self._engine, loaded)
+
+
+class BaseModel:
+    """The same where adapters train: the learner's own frozen weights with the adapters' part of
+    each layer times 0, so that there is no second model.
+
+    They are not disabled: ZeRO-3 fetches weights ahead in the order of the pass before, which is
+    to stay the same.
+    """
+
+    def __init__(self, engine: Any):
+        self._engine = engine
+
+    @torch.no_grad()
+    def logprobs(self, loaded: Loaded) -> torch.Tensor:
+        """[T] of the response tokens."""
+        from peft.helpers import rescale_adapter_scale
+
+        with rescale_adapter_scale(self._engine.module, 0):
+            return score(self._engine, loaded)

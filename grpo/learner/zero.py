@@ -61,10 +61,12 @@ def zero_config(config: LearnerConfig, dtype: str) -> dict[str, Any]:
 
 
 def make_optimizer(model: torch.nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
+    """Of what trains: with adapters, these alone."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(trained, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.AdamW(
-        model.parameters(),
+        trained,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

@@ -1,6 +1,8 @@
 """ZeRO-3 parameters under their Hugging Face names, a bucket of bounded size at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -18,25 +20,37 @@ from grpo.sync.copying import copy_all
 
 
 class ZeroSource:
-    """The parameters of a ZeRO-3 module in layer order, in the dtype that vLLM serves.
+    """Parameters of a ZeRO-3 module by name in layer order, in the dtype that vLLM serves.
 
     `dtype`: its name, such as "bfloat16". `fill` and `write_shard` read DeepSpeed's own shards and
     write each byte once wherever they can, without gathering into separate memory first.
     """
 
-    def __init__(self, module: torch.nn.Module, dtype: str, limit_bytes: int):
-        self._parameters: dict[str, Any] = dict(module.named_parameters())
+    def __init__(self, parameters: Mapping[str, Any], dtype: str, limit_bytes: int):
+        self._parameters = dict(parameters)
         # ZeRO-3 leaves p.shape == (0,); the full shape is ds_shape.
         self.metas = [
             WeightMeta(name, dtype, tuple(p.ds_shape)) for name, p in self._parameters.items()
         ]
         self.limit_bytes = limit_bytes
 
+    @property
+    def device(self) -> torch.device:
+        """Where the shards are now."""
+        return next(iter(self._parameters.values())).ds_tensor.device
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around every `fill` and `write_shard` of one update. Collective: all ranks enter it
+        together, under weights that do not change before they leave it."""
+        yield
+
     def fill(self, bucket: Bucket, flat: torch.Tensor) -> None:
         """See `grpo.sync.transport.WeightSource`. Every rank calls it with its own `flat`."""
         waits: list[Any] = []
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for parameter, out in self._with_places(bucket, flat):
+        for name, flat_view in unflatten(flat, bucket):
+            parameter, out = self._parameters[name], flat_view.view(-1)
             ranks, shard = parameter.ds_zero_partition_world_size, parameter.ds_tensor
             if ranks == 1:
                 copies.append((out, shard[: out.numel()]))
@@ -56,11 +70,17 @@ class ZeroSource:
     def write_shard(self, bucket: Bucket, flat: torch.Tensor) -> None:
         """See `grpo.sync.transport.WeightSource`. Not collective."""
         copies: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for parameter, out in self._with_places(bucket, flat):
-            rank, ranks = parameter.ds_zero_partition_rank, parameter.ds_zero_partition_world_size
-            start, end = shard_range(rank, ranks, out.numel())
-            copies.append((out[start:end], parameter.ds_tensor[: end - start]))
+        for name, out in unflatten(flat, bucket):
+            start, end = self.shard(name)
+            shard = self._parameters[name].ds_tensor[: end - start]
+            copies.append((out.view(-1)[start:end], shard))
         copy_all(copies)
+
+    def shard(self, name: str) -> tuple[int, int]:
+        """The elements [start, end) of the flat parameter that this rank holds."""
+        parameter = self._parameters[name]
+        ranks = parameter.ds_zero_partition_world_size
+        return shard_range(parameter.ds_zero_partition_rank, ranks, prod(parameter.ds_shape))
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Full tensors by name, each valid until the next is requested. Collective."""
@@ -80,12 +100,6 @@ class ZeroSource:
             if keep:
                 found[name] = tensor.cpu().clone()
         return found
-
-    def _with_places(
-        self, bucket: Bucket, flat: torch.Tensor
-    ) -> Iterator[tuple[Any, torch.Tensor]]:
-        for name, out in unflatten(flat, bucket):
-            yield self._parameters[name], out.view(-1)
 
 
 def _gather(out: torch.Tensor, shard: torch.Tensor, parameter: Any) -> Any:

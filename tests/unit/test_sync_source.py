@@ -30,21 +30,17 @@ def sources(weights: dict[str, torch.Tensor], ranks: int, wire: str) -> list[Zer
     """One per rank. A parameter knows every rank's shard, for `gathered` to put together."""
     made: list[ZeroSource] = []
     for rank in range(ranks):
-        parameters: list[tuple[str, Any]] = [
-            (
-                name,
-                SimpleNamespace(
-                    ds_shape=whole.shape,
-                    ds_tensor=shards_of(whole, ranks)[rank],
-                    ds_zero_partition_rank=rank,
-                    ds_zero_partition_world_size=ranks,
-                    all_shards=shards_of(whole, ranks),
-                ),
+        parameters = {
+            name: SimpleNamespace(
+                ds_shape=whole.shape,
+                ds_tensor=shards_of(whole, ranks)[rank],
+                ds_zero_partition_rank=rank,
+                ds_zero_partition_world_size=ranks,
+                all_shards=shards_of(whole, ranks),
             )
             for name, whole in weights.items()
-        ]
-        held: Any = SimpleNamespace(named_parameters=lambda parameters=parameters: parameters)
-        made.append(ZeroSource(held, wire, 100))
+        }
+        made.append(ZeroSource(parameters, wire, 100))
     return made
 
 
@@ -108,8 +104,7 @@ def test_all_ranks_take_part_in_an_export_and_one_keeps_it(keep: bool):
                 read.append(name)
                 yield name, torch.tensor([value])
 
-    empty: Any = SimpleNamespace(named_parameters=list)
-    found = Source(empty, "float32", 100).whole(keep)
+    found = Source({}, "float32", 100).whole(keep)
     assert read == ["a", "b"]
     assert {name: tensor.tolist() for name, tensor in found.items()} == (
         {"a": [1.0], "b": [2.0]} if keep else {}
