@@ -82,10 +82,17 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "hf" / "model.safetensors")
 
 
+def trained(folder: Path) -> dict[str, torch.Tensor]:
+    """The adapters where there are some: next to the weights that they are added to, a difference
+    in them would not be seen."""
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    return load_file(adapter) if adapter.exists() else weights(folder)
+
+
 def after_two_steps(
     group: Learner, first: Path, data: Batch, budget: int, folder: Path
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """Weights, and micro-batches per rank. The second step's ratios are not 1: clips act."""
+    """What trained, and micro-batches per rank. The second step's ratios are not 1: clips act."""
     group.restore(first)
     parts = cut(data, len(group.workers), budget)
     group.load([parts])
@@ -93,7 +100,8 @@ def after_two_steps(
     group.step(0, 0)
     group.step(0, 1)
     group.everywhere("export", folder / "hf")
-    return weights(folder), len(parts[0])
+    group.everywhere("export_adapter", folder / "adapter")
+    return trained(folder), len(parts[0])
 
 
 def worst_cut(
@@ -103,7 +111,7 @@ def worst_cut(
     every other cut, and which one it was."""
     reference, count = after_two_steps(*learners[1], data, 10**6, folder / "one")
     assert count == 1
-    start = weights(learners[1][1])
+    start = trained(learners[1][1])
     moved = max(float((reference[n] - start[n]).abs().max()) for n in reference)
     assert moved > 1e-6, f"two steps moved the weights by {moved:.1e} only"
     found: list[tuple[float, str]] = []
