@@ -13,6 +13,7 @@ from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import check_layout, transport_of
 from grpo.learner.base_model import check_model_folder, looks_local
+from grpo.preflight.lora import check_lora
 from grpo.registry import call
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
@@ -59,6 +60,8 @@ def check_recipe(recipe: Recipe) -> Checked:
         ("estimator", _estimator(recipe)),
         ("weights travel by", transport_of(recipe)),
     ]
+    if recipe.learner.lora is not None:
+        facts.insert(1, ("LoRA", check_lora(recipe.learner.lora, recipe.model)))
     if verifier.shadows:
         facts.append(("shadow verifiers", ", ".join(one.shown_as for one in verifier.shadows)))
     for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:

@@ -16,6 +16,7 @@ from grpo.fleet.placement import Placement, place
 from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
 from grpo.learner.base_model import load_tokenizer, prepare_model
+from grpo.preflight.lora import describe as describe_lora
 from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
@@ -56,6 +57,8 @@ def open_run(
     have been read already."""
     with ExitStack() as stack:
         model = prepare_model(recipe, folder.model, screen)
+        if recipe.learner.lora is not None:
+            screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model)}")
         tokenizer = load_tokenizer(model)
         placement = place(recipe, model)
         stream = PromptStream(

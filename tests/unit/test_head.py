@@ -409,3 +409,24 @@ def test_the_head_keeps_the_module_and_its_weight():
 def test_a_head_with_a_bias_is_refused():
     with pytest.raises(AssertionError, match="bias"):
         LogprobHead.replacing(nn.Linear(3, 5))
+
+
+def test_a_frozen_weight_gets_no_gradient_and_none_is_held(cut: Any):
+    """60 tokens by 96 entries in tiles of 360: the weight, 96 x 40, would have the only gradient of
+    3,840 numbers. That of the hidden states is what it is beside a trained weight."""
+    cut(Tile(360, 24))
+    drawn = case("both", 0.9, shape=(60, 96, 40))
+    hidden_TH = drawn.hidden_TH.clone().requires_grad_()
+    scoring = drawn.scoring().requires_grad_(False)
+    with Seen() as seen:
+        logprobs_T, entropy_T = scoring(hidden_TH, drawn.targets_T, drawn.temperature)
+        (
+            (drawn.by_logprob_T * logprobs_T).sum() + (drawn.by_entropy_T * entropy_T).sum()
+        ).backward()
+    assert scoring.weight.grad is None
+    assert hidden_TH.grad is not None
+    torch.testing.assert_close(hidden_TH.grad, drawn.by_head().hidden_TH, rtol=0, atol=0)
+    assert largest(seen, torch.float32) == 60 * 40
+    with Seen() as trained:
+        drawn.by_head()
+    assert largest(trained, torch.float32) == 96 * 40

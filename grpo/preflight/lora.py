@@ -1,0 +1,87 @@
+"""What low-rank adapters come to on a given model, before anything is started."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from grpo.config.lora import LoraConfig
+from grpo.config.recipe import ModelConfig
+from grpo.errors import UserError
+from grpo.learner.base_model import looks_local
+from grpo.learner.build import build_tokenizer, model_config
+from grpo.registry import nearest
+
+# Its logprobs are made tile by tile from its weight alone, see `grpo.learner.head`.
+_HEAD = "lm_head"
+
+
+def check_lora(lora: LoraConfig, model: ModelConfig) -> str:
+    """What trains, in words. Raises UserError for targets or a rank that do not fit the model. One
+    on the hub is looked at once it is here, by `describe`."""
+    if model.path is None:
+        assert model.build is not None
+        return _describe(lora, model_config(model.build, build_tokenizer(model.build)))
+    if not looks_local(model.path):
+        return f"{_settings(lora)}; targets are looked for once the model is here"
+    return describe(lora, str(Path(model.path).expanduser()))
+
+
+def describe(lora: LoraConfig, folder: str) -> str:
+    """The same for the model in a folder."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
+    return _describe(lora, config)
+
+
+def _describe(lora: LoraConfig, config: Any) -> str:
+    with torch.device("meta"):  # shapes without memory
+        model = AutoModelForCausalLM.from_config(config)
+    layers = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and name != _HEAD
+    }
+    trained = sum(
+        lora.rank * (layer.in_features + layer.out_features)
+        for target in lora.targets
+        for layer in _adapted(target, layers, lora)
+    )
+    whole = trained + sum(parameter.numel() for parameter in model.parameters())
+    return f"{_millions(trained)} of {_millions(whole)} parameters train ({_settings(lora)})"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} M" if count >= 1e9 else f"{count / 1e6:.3g} M"
+
+
+def _settings(lora: LoraConfig) -> str:
+    return f"rank {lora.rank}, alpha {lora.alpha:g}"
+
+
+def _adapted(target: str, layers: Mapping[str, nn.Linear], lora: LoraConfig) -> Iterator[nn.Linear]:
+    """The layers that peft finds for a target: those whose dotted name ends in it."""
+    names = [name for name in layers if name == target or name.endswith(f".{target}")]
+    if target == _HEAD:
+        raise UserError(f"learner.lora.targets: {_HEAD} cannot have an adapter: leave it out")
+    if not names:
+        known = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in layers))
+        raise UserError(
+            f"learner.lora.targets: the model has no linear layer {target!r}"
+            f"{nearest(target, known)} It has {', '.join(known)}"
+        )
+    for name in names:
+        layer = layers[name]
+        most = min(layer.in_features, layer.out_features)
+        if lora.rank > most:
+            raise UserError(
+                f"learner.lora.rank is {lora.rank}, but {name} is {layer.out_features} x "
+                f"{layer.in_features}, and no update of it has a rank above {most}: lower the "
+                f"rank, or leave {target} out of learner.lora.targets"
+            )
+        yield layer
