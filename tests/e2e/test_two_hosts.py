@@ -81,7 +81,7 @@ def story(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         assert run.wait(timeout=120) == 0, log.read_text()
         hosts.kill()
     alone = subprocess.run(
-        command(here, model), cwd=ROOT, env={**os.environ, "RAY_ADDRESS": "local"},
+        command(here, model), cwd=ROOT, env={**os.environ, **for_ray, "RAY_ADDRESS": "local"},
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert alone.returncode == 0, alone.stdout + alone.stderr
