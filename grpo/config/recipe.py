@@ -233,7 +233,10 @@ class CanaryConfig(Section):
 
     every: int = Field(default=1, ge=0, description="steps between checks; 0: at the start alone")
     tolerance: float | None = Field(
-        default=None, gt=0, description="nats; default: 1e-3 float32, 0.3 bfloat16"
+        default=None,
+        gt=0,
+        description="nats: of the furthest token in float32 (default 1e-3), of the mean in bfloat16 "
+        "(default 0.1; the 90th percentile may be three times as much)",
     )
 
 
@@ -345,6 +348,12 @@ class Recipe(Section):
                 f"schedule.max_staleness is {self.schedule.max_staleness}, but with placement "
                 "colocated the engines sleep while the learner works: set max_staleness 0, or "
                 "placement disaggregated"
+            )
+        if self.placement == "disaggregated" and self.learner.offload_weights:
+            raise ValueError(
+                "learner.offload_weights makes room on GPUs that engines and learner share, and "
+                "with placement disaggregated they share none: leave it out, or set placement "
+                "colocated"
             )
         return self
 

@@ -72,15 +72,7 @@ def open_run(
         screen.note("starting vLLM and DeepSpeed")
         _tell_shares(recipe, placement, screen)
         cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
-        verifier = stack.enter_context(
-            VerifierPool(
-                recipe.verifier.name,
-                recipe.verifier.options,
-                workers=recipe.verifier.workers,
-                timeout_s=recipe.verifier.timeout_s,
-                plugins=tuple(recipe.plugin_names()),
-            )
-        )
+        verifier = stack.enter_context(_verifier_pool(recipe))
         shadows = stack.enter_context(open_shadows(recipe))
         rollouts, learner = start_workers(cluster, recipe, model, placement)
         sync = WeightSync(
@@ -114,9 +106,22 @@ def open_run(
         )
 
 
+def _verifier_pool(recipe: Recipe) -> VerifierPool:
+    verifier = recipe.verifier
+    return VerifierPool(
+        verifier.name,
+        verifier.options,
+        workers=verifier.workers,
+        timeout_s=verifier.timeout_s,
+        plugins=tuple(recipe.plugin_names()),
+    )
+
+
 def _tell_shares(recipe: Recipe, placement: Placement, screen: Screen) -> None:
     """On shared GPUs, who takes what."""
     if placement.engine_share is None:
+        if recipe.learner.offload_weights:
+            screen.note("learner.offload_weights changes nothing here: no GPU is shared")
         return
     share = recipe.rollout.engine.get("gpu_memory_utilization", placement.engine_share)
     weights = "rest in host memory" if recipe.learner.offload_weights else "stay beside it"

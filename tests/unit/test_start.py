@@ -199,3 +199,11 @@ def test_a_plugin_in_the_working_directory_must_be_on_every_machine(tmp_path, mo
     needed = needed_everywhere("/m", ["mine.rewards", "installed_elsewhere"])
     assert list(needed) == [Path("/m/config.json"), tmp_path / "mine"]
     assert "the plugin mine.rewards" in needed[tmp_path / "mine"]
+
+
+def test_weights_that_make_room_where_nothing_is_shared_are_refused():
+    keys = RECIPE.model_dump() | {"placement": "disaggregated"}
+    keys["learner"] |= {"offload_weights": True}
+    with pytest.raises(ValueError, match="they share none: leave it out, or set placement"):
+        Recipe.model_validate(keys)
+    assert Recipe.model_validate(keys | {"placement": "auto"}).learner.offload_weights
