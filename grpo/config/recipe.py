@@ -235,8 +235,8 @@ class CanaryConfig(Section):
     tolerance: float | None = Field(
         default=None,
         gt=0,
-        description="nats: of the furthest token in float32 (default 1e-3), of the mean in bfloat16 "
-        "(default 0.1; the 90th percentile may be three times as much)",
+        description="nats: of the furthest token in float32 (default 1e-3), of the mean in "
+        "bfloat16 (default 0.1; the 90th percentile may be three times as much)",
     )
 
 
