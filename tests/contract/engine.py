@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from vllm import device_allocator
@@ -26,6 +26,11 @@ from vllm.v1.worker import gpu_worker
 from grpo.rollout.worker import RolloutWorker
 from tests.contract.gpu import ContractError, Gpu, here, on
 
+# Without their types: some of their parts are stood in for.
+_AnyWorker: Any = gpu_worker.Worker
+_AnyExecutor: Any = Executor
+_AnyCore: Any = EngineCore
+_AnyLLM: Any = AsyncLLM
 CHUNKS = 3  # of one weight update
 _POOLS = {"weights": 10, "kv_cache": 55}  # GiB, by vLLM's tag
 _ADDRESSES = {tag: i for i, tag in enumerate(_POOLS)}
@@ -85,7 +90,7 @@ class _Receiver:
         self.whole = self._chunks in (["all"], [*range(CHUNKS)])
 
 
-class _Worker(gpu_worker.Worker):
+class _Worker(_AnyWorker):
     def __init__(self, gpu: Gpu, memory: Memory):
         self.gpu, self.memory = gpu, memory
         self.vllm_config = SimpleNamespace(
@@ -130,7 +135,7 @@ def _unmap(handle: tuple[int, int, int, Any]) -> None:
         _workers[device].weight_transfer_engine.whole = False
 
 
-class _Executor(Executor):
+class _Executor(_AnyExecutor):
     def __init__(self, worker: _Worker):
         self.sleeping_tags, self.worker = set(), worker
 
@@ -159,8 +164,10 @@ class _Scheduler:
 
     def finish_requests(self, requests: Any, status: Any) -> None: ...
 
+    def get_kv_connector(self) -> None: ...
 
-class _Core(EngineCore):
+
+class _Core(_AnyCore):
     def __init__(self, worker: _Worker):
         self.scheduler, self.model_executor = _Scheduler(), _Executor(worker)
 
@@ -197,7 +204,7 @@ class _Client:
 async def _nothing() -> None: ...
 
 
-class Engine(AsyncLLM):
+class Engine(_AnyLLM):
     """One engine of one worker; on the GPU from the moment it is made."""
 
     def __init__(self, gpu: Gpu, memory: Memory):
@@ -251,8 +258,8 @@ def install() -> None:
     gc.freeze()  # vLLM collects garbage in each sleep and wake, and modules are none
     cumem.create_and_map, cumem.unmap_and_release = _map, _unmap
     device_allocator.get_mem_allocator_instance = lambda: _workers[here().index].allocator
-    gpu_worker.set_current_vllm_config = lambda config: nullcontext()
-    accelerator: Any = torch.accelerator
+    worker, accelerator = (cast(Any, module) for module in (gpu_worker, torch.accelerator))
+    worker.set_current_vllm_config = lambda config: nullcontext()
     accelerator.get_memory_info = lambda: _free(_workers[here().index].memory)
     for module in ("vllm.v1.executor.abstract", "vllm.device_allocator.cumem"):
         logging.getLogger(module).setLevel(logging.WARNING)
@@ -263,4 +270,4 @@ def _free(memory: Memory) -> tuple[int, int]:
     return memory.total - sum(memory.taken.values()), memory.total
 
 
-install()
+install()  # whoever imports this wants it

@@ -19,8 +19,8 @@ class ContractError(AssertionError):
 
 
 class Work:
-    def __init__(self, run: Callable[[], None], needs: list["Work"]):
-        self._run: Callable[[], None] | None = run
+    def __init__(self, run: Callable[[], Any], needs: list["Work"]):
+        self._run: Callable[[], Any] | None = run
         self._needs = needs
 
     def finish(self) -> None:
@@ -41,7 +41,7 @@ class Stream:
         self._last: list[Work] = []
         here().streams.append(self)
 
-    def add(self, run: Callable[[], None], *needs: Work) -> Work:
+    def add(self, run: Callable[[], Any], *needs: Work) -> Work:
         work = Work(run, [*self._last, *needs])
         self._last = [work]
         return work

@@ -34,8 +34,9 @@ def _open(*arguments: Any) -> torch.Tensor:
 def install() -> None:
     """Puts the stand-ins into vLLM and into our sender, in this process for good."""
     ipc_ranks.install()
-    reductions: Any = torch.multiprocessing.reductions
-    reductions.rebuild_cuda_tensor = ipc_engine.rebuild_cuda_tensor = _open
+    modules: list[Any] = [torch.multiprocessing.reductions, ipc_engine]
+    for module in modules:
+        module.rebuild_cuda_tensor = _open
 
 
 class EngineWorker:
@@ -68,7 +69,7 @@ def run(case: Case) -> None:
             worker.receive(info)
 
     with ExitStack() as stack:
-        store = tempfile.mktemp(dir=os.environ["CONTRACT_FOLDER"])
+        store = tempfile.mkdtemp(dir=os.environ["CONTRACT_FOLDER"]) + "/store"
         others = [stack.enter_context(_Other(case, rank, store)) for rank in range(1, case.ranks)]
         first = stack.enter_context(Rank(case, 0, store, push))
         for update in range(case.updates):

@@ -25,6 +25,7 @@ from tests.contract.gpu import Gpu, on
 from tests.contract.weights import Source, parameters
 
 _files: dict[int, Path] = {}  # by where the memory begins in this process
+_exports: list[torch.Tensor] = []  # all of them, in order: each has a counter of readers
 # How much later the engines copy where another rank might run ahead.
 LATE_S = 0.02
 LATER_S = 0.2
@@ -48,9 +49,6 @@ def export(flat: torch.Tensor) -> tuple[Any, tuple[Any, ...]]:
     place = (flat.size(), flat.stride(), flat.storage_offset(), torch.UntypedStorage, flat.dtype)
     memory = (gpu.here().index, handle, storage.nbytes(), 0, False)
     return None, (torch.Tensor, *place, *memory, *counter, b"event", True)
-
-
-_exports: list[torch.Tensor] = []
 
 
 def rebuild(*arguments: Any) -> torch.Tensor:

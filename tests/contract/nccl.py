@@ -2,6 +2,7 @@
 
 import socket
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,16 +88,14 @@ class Group:
             for _ in range(case.engines)
         ]
         offset = OFFSETS.get(case.mutation, 0)
-        together(
-            [(each.gpu, each.sender.open) for each in self.learners]
-            + [
-                (worker.gpu, lambda worker=worker, info=info: worker.join(info))
-                for i, engine in enumerate(self.workers)
-                for info in [meeting.engine_info(first + i * case.tensor_parallel + offset)]
-                for worker in engine
-            ],
-            self._wire,
-        )
+        opens = [(each.gpu, each.sender.open) for each in self.learners]
+        joins = [
+            (worker.gpu, partial(worker.join, meeting.engine_info(rank)))
+            for i, engine in enumerate(self.workers)
+            for rank in [first + i * case.tensor_parallel + offset]
+            for worker in engine
+        ]
+        together([*opens, *joins], self._wire)
         if any(each.gpu.current is not each.gpu.default for each in self.learners):
             raise ContractError("a learner rank was left on another stream")
 
@@ -107,16 +106,15 @@ class Group:
         for learner in self.learners:
             learner.source.take(number)
         weights = self.learners[0].source.weights
-        workers = [worker for engine in self.workers for worker in engine]
+        workers = [each for engine in self.workers for each in engine]
         for worker in workers:
             worker.receiver.model.loaded = {}
         info = TOLD.get(self._case.mutation, lambda info: info)(
             self.learners[0].sender.update_info()
         )
+        sends = [(each.gpu, partial(self._send, each)) for each in self.learners]
         together(
-            [(each.gpu, lambda each=each: self._send(each)) for each in self.learners]
-            + [(worker.gpu, lambda worker=worker: worker.receive(info)) for worker in workers],
-            self._wire,
+            [*sends, *((each.gpu, partial(each.receive, info)) for each in workers)], self._wire
         )
         for i, engine in enumerate(self.workers):
             for rank, worker in enumerate(engine):

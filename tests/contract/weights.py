@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +92,7 @@ class Model(torch.nn.Module):
             if name in self.loaded:
                 raise ContractError(f"{name} came twice")
             self.loaded[name] = torch.empty_like(tensor)
-            here().current.add(lambda to=self.loaded[name], tensor=tensor: to.copy_(tensor))
+            here().current.add(partial(self.loaded[name].copy_, tensor))
 
 
 def check_equal(expected: Mapping[str, torch.Tensor], got: Weights, where: str) -> None:
