@@ -26,10 +26,11 @@ from tests.contract.engine import CHUNKS, Memory, Rollout
 from tests.contract.gpu import ContractError, Gpu
 from tests.contract.wire import DEADLINE_S
 
-# GiB. Beside an awake engine (10 + 55 of 80) there is no room for the learner's states, nor for
-# the staging buffer beside the weights of a learner that rests.
+# GiB. Beside an awake engine (10 + 55 of 80) and the learner's weights there is no room for its
+# states, for the staging buffer or for a forward pass.
 _LEARNER = {"learner's weights": 10, "learner's states": 40}
 _STAGING = 10
+_FORWARD = 10
 Calls = list[tuple[str, tuple[Any, ...]]]
 Rewrite = Callable[[str, tuple[Any, ...]], Calls]
 
@@ -54,10 +55,22 @@ class Rank:
     def offload(self) -> None:
         self._memory.give_back("learner's states")
 
+    def offload_weights(self) -> None:
+        self._memory.give_back("learner's weights")
+
     def reload(self) -> None:
-        self._memory.take("learner's states", _LEARNER["learner's states"])
+        for what, size in _LEARNER.items():
+            if what not in self._memory.taken:
+                self._memory.take(what, size)
+
+    def score(self, token_ids: list[int]) -> list[float]:
+        self._need("learner's weights")
+        self._memory.take("forward pass", _FORWARD)
+        self._memory.give_back("forward pass")
+        return [-1.0] * (len(token_ids) - 1)
 
     def send(self) -> None:
+        self._need("learner's weights")
         self._memory.take("staging buffer", _STAGING)
         if self._pushes:
             for chunk in range(CHUNKS):
@@ -65,8 +78,12 @@ class Rank:
         self._memory.give_back("staging buffer")
 
     def step(self) -> None:
-        if "learner's states" not in self._memory.taken:
-            raise ContractError("a step without the learner's states")
+        for what in _LEARNER:
+            self._need(what)
+
+    def _need(self, what: str) -> None:
+        if what not in self._memory.taken:
+            raise ContractError(f"the learner works without {what}")
 
 
 class Remote:
@@ -81,8 +98,6 @@ class Remote:
 class Cluster:
     """In place of the Ray side of a run. Every engine is asked for a sample before each call."""
 
-    address = "here"
-
     def __init__(self, case: Case, loop: asyncio.AbstractEventLoop):
         self._case, self._loop = case, loop
         self._rewrite = REWRITES.get(case.mutation, lambda *call: [call])
@@ -93,6 +108,13 @@ class Cluster:
         own = [Memory(case.engines + i) for i in range(case.ranks)]
         self._ranks_memories = self._memories if case.kind == "shared" else own
         self._threads = ThreadPoolExecutor(case.ranks)
+
+    def reserve(self, engines: int, parallel: int, ranks: int) -> None: ...
+
+    def check_shared(self, others: Any) -> None: ...
+
+    def meeting_point(self, worker: Worker) -> tuple[str, int]:
+        return "here", 1
 
     def rollout_workers(self, spec: Any, count: int, threads: int | None) -> list[Worker]:
         self.rollouts = [Rollout(Gpu(i), memory) for i, memory in enumerate(self._memories[:count])]
@@ -174,8 +196,14 @@ def _loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def run(case: Case) -> None:
-    """Updates with steps of the learner between them. Raises what breaks a rule."""
+    """Updates with steps of the learner between them, where GPUs are shared also with weights that
+    rest in host memory. Raises what breaks a rule."""
     shared = case.kind == "shared"
+    for rest_weights in (False, True)[: 1 + shared]:
+        _run(case, shared, rest_weights)
+
+
+def _run(case: Case, shared: bool, rest_weights: bool) -> None:
     transport = "ipc" if shared else "nccl"
     values = {
         "name": "r",
@@ -189,7 +217,8 @@ def run(case: Case) -> None:
         cluster: Any = Cluster(case, loop)
         placement = Placement(shared, transport, None, None, 99)
         engines, learner = start_workers(cluster, Recipe.model_validate(values), "m", placement)
-        sync = WeightSync(learner, engines, SyncConfig(), transport, [1, 2], shared)
+        rests = {"colocated": shared, "rest_weights": rest_weights}
+        sync = WeightSync(learner, engines, SyncConfig(), transport, [1, 2], **rests)
         sync.open(cluster, 1)
         sync.update(0)
         cluster.check_samples()
@@ -218,6 +247,10 @@ REWRITES: dict[str, Rewrite] = {
     "the engines do not wake for the weights": _instead(wake_weights=[]),
     "the engines do not sleep": _instead(sleep=[]),
     "the learner does not make room": _instead(offload=[]),
+    "the weights leave before they are sent": _instead(
+        offload=[("offload", ()), ("offload_weights", ())]
+    ),
+    "the learner takes nothing back": _instead(reload=[]),
     "the cache does not wake": _instead(wake_kv_cache=[]),
     "an update is not started": _instead(start_update=[]),
     "an update is not finished": _instead(finish_update=[]),
