@@ -167,14 +167,20 @@ def training_flops(
     *,
     positions_M: Sequence[int] | None = None,
     recomputed_layers: int = 0,
+    adapters: int | None = None,
 ) -> Flops:
     """Forward and backward over packed segments, see `layers_forward`.
 
     targets: response tokens in all. recomputed_layers: how many layers gradient checkpointing runs
-    again; the chunked head computes its logits again in every backward.
+    again; the chunked head computes its logits again in every backward. adapters: their parameters
+    in all layers, where they alone train: no gradient of any other weight is computed.
     """
     layers, head = layers_forward(shape, lengths_M, positions_M), head_forward(shape, targets)
     model = 3 * (layers + head)
+    if adapters is not None:
+        added = 2.0 * adapters * sum(lengths_M)
+        model += 3 * added - head - shape.layers * 2.0 * shape.layer_matmul * sum(lengths_M)
+        layers += added
     return Flops(model, model + layers * recomputed_layers / shape.layers + head)
 
 

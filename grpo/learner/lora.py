@@ -36,6 +36,12 @@ def add_adapters(model: torch.nn.Module, config: LoraConfig, seed: int) -> None:
         inject_adapter_in_model(_described(config), model, ADAPTER)
 
 
+def num_trained(model: torch.nn.Module) -> int:
+    """Parameters of the adapters in a model whose weights ZeRO-3 has partitioned."""
+    trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    return sum(parameter.ds_numel for parameter in trained)
+
+
 def save_adapter(
     folder: Path, config: LoraConfig, tensors: Mapping[str, torch.Tensor], base: str
 ) -> None:

@@ -11,7 +11,13 @@ from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from grpo.learner.attention import segments
-from grpo.learner.lora import add_adapters, base_sums, check_same_base, save_adapter
+from grpo.learner.lora import (
+    add_adapters,
+    base_sums,
+    check_same_base,
+    num_trained,
+    save_adapter,
+)
 from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.reference import BaseModel, Reference
@@ -64,7 +70,8 @@ class LearnerRank:
         self._source = _source(policy.model, spec)
         self._objective = Objective(recipe)
         recomputed = recipe.model.checkpoint_every if recipe.model.gradient_checkpointing else 0
-        self._meter = Meter(policy.model.config, dtype, self._device, recomputed)
+        adapters = None if lora is None else num_trained(policy.model)
+        self._meter = Meter(policy.model.config, dtype, self._device, recomputed, adapters)
         self._reference: Reference | BaseModel | None = None
         if recipe.regularization.kl:
             self._reference = Reference(spec, config) if lora is None else BaseModel(engine)

