@@ -57,8 +57,6 @@ def open_run(
     have been read already."""
     with ExitStack() as stack:
         model = prepare_model(recipe, folder.model, screen)
-        if recipe.learner.lora is not None:
-            screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model)}")
         tokenizer = load_tokenizer(model)
         placement = place(recipe, model)
         stream = PromptStream(
@@ -69,8 +67,7 @@ def open_run(
             longest_prompt=placement.max_model_len - recipe.rollout.max_tokens,
         )
         canary = _canary(stream, placement.max_model_len - 1)
-        screen.note("starting vLLM and DeepSpeed")
-        _tell_shares(recipe, placement, screen)
+        _announce(recipe, model, placement, screen)
         cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
         verifier = stack.enter_context(_verifier_pool(recipe))
         shadows = stack.enter_context(open_shadows(recipe))
@@ -115,6 +112,15 @@ def _verifier_pool(recipe: Recipe) -> VerifierPool:
         timeout_s=verifier.timeout_s,
         plugins=tuple(recipe.plugin_names()),
     )
+
+
+def _announce(recipe: Recipe, model: str, placement: Placement, screen: Screen) -> None:
+    """What is started. The last look at the model before that: UserError for adapters that do not
+    fit one which had to be downloaded first."""
+    if recipe.learner.lora is not None:
+        screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model)}")
+    screen.note("starting vLLM and DeepSpeed")
+    _tell_shares(recipe, placement, screen)
 
 
 def _tell_shares(recipe: Recipe, placement: Placement, screen: Screen) -> None:

@@ -182,8 +182,8 @@ def test_an_update_by_hand():
 
 
 def test_a_bfloat16_weight_is_rounded_once():
-    """1 + 2^-8 + 2^-10 is rounded up to 1 + 2^-7. The two terms, added one by one in bfloat16, would
-    each be lost."""
+    """1 + 2^-8 + 2^-10 is rounded up to 1 + 2^-7. Its two terms, added one by one in bfloat16,
+    would each be lost."""
     down = torch.tensor([[2.0**-8], [2.0**-10]], dtype=torch.bfloat16)
     out = torch.ones(1, dtype=torch.bfloat16)
     Adapter(down, torch.ones(1, 2, dtype=torch.bfloat16), 1.0).add_to(out, 0)
