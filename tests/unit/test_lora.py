@@ -9,13 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from grpo.cli.main import app
-from grpo.config.load import load_recipe
+from grpo.config.load import load_recipe, resolved
 from grpo.config.lora import LoraConfig
 from grpo.config.recipe import BuildConfig, ModelConfig
 from grpo.errors import UserError
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.lora import add_adapters, base_sums, check_same_base
 from grpo.preflight.lora import check_lora, describe
+from grpo.store.checkpoint import RunFolder
 from grpo.sync import merged
 from grpo.sync import source as sources
 from grpo.sync.buckets import plan_buckets, total_bytes, unflatten
@@ -107,6 +108,18 @@ def test_check_and_train_end_with_exit_code_2_before_anything_is_started(
     assert result.exit_code == 2
     assert "no linear layer 'c_attn'" in result.output and "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_does_not_go_on_with_other_adapters(tmp_path: Path):
+    def asked(*overrides: str) -> dict[str, Any]:
+        return resolved(load_recipe("tiny_cpu", overrides))
+
+    folder = RunFolder(tmp_path)
+    folder.begin(asked("learner.lora.rank=8"), {})
+    assert folder.recipe_conflicts(asked("learner.lora.rank=8", "checkpoint.every=3")) == []
+    differing = folder.recipe_conflicts(asked("learner.lora.rank=16"))
+    assert differing == ["learner.lora.rank: was 8, now 16"]
+    assert "learner.lora.rank: was 8, now not set" in folder.recipe_conflicts(asked())
 
 
 # --- in the model ---
