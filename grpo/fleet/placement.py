@@ -12,7 +12,7 @@ from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.fleet.bundles import in_words, most_engines
 from grpo.fleet.environment import ray_address
-from grpo.learner.base_model import context_length
+from grpo.learner.base_model import buffers_to_load, context_length
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import GIB, setting_of, share_beside
 from grpo.rollout.engine import on_gpu
@@ -29,6 +29,7 @@ class Placement:
         and torch
     max_model_len: tokens of prompt and answer together, at most
     engine_share: of a GPU's memory, for the engine that shares it with a rank; None: vLLM decides
+    starts_empty: engines need no weights before the first update, which brings all they serve
     """
 
     colocated: bool
@@ -37,6 +38,7 @@ class Placement:
     learner_threads: int | None
     max_model_len: int
     engine_share: float | None = None
+    starts_empty: bool = True
 
 
 def place(recipe: Recipe, model: str) -> Placement:
@@ -50,7 +52,19 @@ def place(recipe: Recipe, model: str) -> Placement:
         learner_threads=None if on_gpu() else learner_threads(recipe),
         max_model_len=model_length(recipe, model),
         engine_share=_engine_share(recipe, model),
+        starts_empty=_starts_empty(recipe, model),
     )
+
+
+# With these of vLLM's arguments there is more to load than an update brings: a model that drafts,
+# or files that a loader of its own reads.
+_LOADS_MORE = ("speculative_config", "model_loader_extra_config")
+
+
+def _starts_empty(recipe: Recipe, model: str) -> bool:
+    if any(key in recipe.rollout.engine for key in _LOADS_MORE):
+        return False
+    return not buffers_to_load(model)
 
 
 def _engine_share(recipe: Recipe, model: str) -> float | None:

@@ -16,10 +16,12 @@ from grpo.sync.transport import BACKENDS
 
 
 def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
-    """The engine starts without weights: the first update brings all of them, as every later one
-    does, and the check behind it sees at once which did not arrive."""
+    """The engine starts without weights where it can: the first update brings all of them, as every
+    later one does, and the check behind it sees at once which did not arrive."""
     share = placement.engine_share
-    ours: dict[str, Any] = {"load_format": "dummy"}
+    ours: dict[str, Any] = {}
+    if placement.starts_empty:
+        ours["load_format"] = "dummy"
     if share is not None:
         ours["gpu_memory_utilization"] = share
     return EngineSpec(

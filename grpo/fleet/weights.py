@@ -112,8 +112,7 @@ class WeightSync:
         if self._colocated:
             # Before the engines' cache takes what a forward pass needs.
             self._scored = self._learner.score(self._canary)
-            if self._rest_weights:
-                self._learner.everywhere("offload_weights")
+            self._learner.everywhere("rest", self._rest_weights)
         with _timed(parts, "resume"):
             if self._asleep:
                 self._rollouts.everywhere("wake", "kv_cache")

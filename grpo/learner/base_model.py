@@ -6,9 +6,15 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from grpo.config.recipe import BuildConfig, Choice, DataConfig, Recipe, WarmStart
 from grpo.console import Screen
@@ -66,6 +72,17 @@ def context_length(model: str) -> int:
     """The most tokens that prompt and answer together may have."""
     config: Any = AutoConfig.from_pretrained(model)
     return int(config.max_position_embeddings)
+
+
+def buffers_to_load(model: str) -> list[str]:
+    """What a checkpoint holds beside parameters, by name: routing biases of some mixtures of
+    experts, say. The learner does not train it, and a weight update does not bring it."""
+    config: Any = AutoConfig.from_pretrained(model)
+    with torch.device("meta"):  # names without memory
+        whole = AutoModelForCausalLM.from_config(config)
+    return sorted(
+        set(whole.state_dict()) - {n for n, _ in whole.named_parameters(remove_duplicate=False)}
+    )
 
 
 def prepare_model(recipe: Recipe, folder: Path, screen: Screen) -> str:

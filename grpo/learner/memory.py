@@ -47,7 +47,8 @@ class LearnerSetting:
 
     tokens, targets: S and T of the largest micro-batch. checkpoint_every: which layers are computed
     again in backward; 0 for none. bucket_bytes: a bucket of weights on the way to the engines.
-    offload_weights: on a shared GPU the weights are away while the engine samples.
+    offload_weights: on a shared GPU the weights are away while the engine samples. reference: a
+    second, frozen model beside the policy.
     """
 
     shape: ModelShape
@@ -61,6 +62,7 @@ class LearnerSetting:
     offload_optimizer: bool = False
     offload_weights: bool = False
     lora: LoraConfig | None = None
+    reference: bool = False
     bucket_bytes: int = 256 << 20
     reduce_bucket: int = REDUCE_BUCKET
     sub_group: int = SUB_GROUP
@@ -116,6 +118,8 @@ def setting_of(recipe: Recipe, shape: ModelShape, device: Literal["cpu", "cuda"]
         offload_optimizer=learner.offload_optimizer,
         offload_weights=learner.offload_weights,
         lora=learner.lora,
+        # Of a KL penalty; with adapters it is the frozen base, which is there anyway.
+        reference=recipe.regularization.kl > 0 and learner.lora is None,
         bucket_bytes=recipe.sync.bucket_mib << 20,
     )
 
@@ -139,10 +143,11 @@ def longest_sequence(recipe: Recipe) -> int:
 
 def share_beside(setting: LearnerSetting, gpu_bytes: float) -> float:
     """What an engine may take of a GPU that it shares with this rank while the rank rests, rounded
-    down to hundredths: all but the rank's weights, unless they rest in host memory, and what both
-    processes hold for themselves."""
-    weights = 0 if setting.offload_weights else resident(setting)["weights"]
-    kept = weights + 2 * LIBRARIES["cuda"]
+    down to hundredths: all but the rank's weights, unless they rest in host memory, those of the
+    reference, which never do, and what both processes hold for themselves."""
+    held = resident(setting)
+    weights = 0 if setting.offload_weights else held["weights"]
+    kept = weights + held.get("reference", 0) + 2 * LIBRARIES["cuda"]
     return max(0.0, min(ENGINE_SHARE, math.floor(100 * (1 - kept / gpu_bytes)) / 100))
 
 
@@ -174,6 +179,8 @@ def resident(setting: LearnerSetting) -> dict[str, float]:
     if setting.device == "cpu":  # memory that was never written to takes no space
         bucket = min(bucket, setting.trained)
     parts["gradient bucket"] = e * bucket
+    if setting.reference:
+        parts["reference"] = e * setting.of_a_rank(setting.shape.parameters)
     if setting.ranks > 1:
         parts["gathered weights"] = e * min(setting.parameters, MAX_LIVE)
     return parts

@@ -175,10 +175,13 @@ class LearnerRank:
         self._resting.offload()
         torch.cuda.empty_cache()
 
-    def offload_weights(self) -> None:
-        """The weights, too, after an update: until they are taken back nothing can be scored, and
-        nothing sent."""
-        self._resting.offload_weights()
+    def rest(self, weights: bool) -> None:
+        """Between an update and the next step, while engines sample on this GPU: what a forward
+        pass has left goes. `weights`: they, too; until they are taken back nothing can be scored,
+        and nothing sent."""
+        self._resting.release()
+        if weights:
+            self._resting.offload_weights()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

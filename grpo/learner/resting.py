@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum
 
+_ALIGNED = 64
+_View = tuple[torch.Tensor, int]  # with the byte of its memory at which it begins
 _BY_DEEPSPEED = [
     OffloadStateTypeEnum.lp_grads,
     OffloadStateTypeEnum.contiguous_grad_buffer,
@@ -28,7 +30,7 @@ class Resting:
         self._buffers: dict[str, torch.Tensor] = {}
         self._away: list[torch.Tensor] = []
         self._rests = False
-        self._weights: list[tuple[list[torch.Tensor], torch.Tensor]] | None = None
+        self._weights: list[tuple[list[_View], torch.Tensor]] | None = None
 
     def offload(self) -> None:
         """Nothing where they are away already."""
@@ -46,22 +48,35 @@ class Resting:
         self._engine.offload_states(include=_BY_DEEPSPEED)
         self._rests = True
 
+    def release(self) -> None:
+        """Gives back what DeepSpeed keeps gathered after a forward pass, for the next one. On one
+        rank those are views of the shards' own memory, which would stay with them."""
+        self._engine.optimizer.empty_partition_cache()
+
     def offload_weights(self) -> None:
         """The shards of all weights, trained and frozen; nothing where they are away already."""
         if self._weights is not None:
             return
-        self._weights = []
-        for tensors in _by_memory(self._shards()):
-            memory = _bytes_of(tensors[0])
-            name = f"weights {len(self._weights)}"
-            if name not in self._buffers:
-                self._buffers[name] = self._pinned(memory)
-            buffer = self._buffers[name]
+        self.release()
+        groups = _by_memory(self._shards())
+        memories = [_bytes_of(tensors[0]) for tensors in groups]
+        buffers = self._slices([len(memory) for memory in memories])
+        for memory, buffer in zip(memories, buffers, strict=True):
             buffer.copy_(memory, non_blocking=True)
-            self._weights.append((tensors, buffer))
         self._wait()
-        for tensors, buffer in self._weights:
-            _move(tensors, buffer)
+        views = [[(tensor, _start(tensor)) for tensor in tensors] for tensors in groups]
+        self._weights = list(zip(views, buffers, strict=True))
+        for shown, buffer in self._weights:
+            _move(shown, buffer)
+
+    def _slices(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Of one pinned buffer, since each that is pinned by itself is rounded up to a power of
+        two. They begin where any dtype may."""
+        padded = [size + -size % _ALIGNED for size in sizes]
+        if "weights" not in self._buffers:
+            self._buffers["weights"] = self._pinned(torch.empty(sum(padded), dtype=torch.uint8))
+        pieces = self._buffers["weights"].split(padded)
+        return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
 
     def reload(self) -> None:
         """Takes back what was moved away; nothing where nothing was."""
@@ -79,11 +94,11 @@ class Resting:
         self._rests = False
 
     def _reload_weights(self) -> None:
-        for tensors, buffer in self._weights or []:
+        for shown, buffer in self._weights or []:
             # A new one on the CPU, too: the next offload writes to the buffer.
             back = torch.empty_like(buffer, device=self._device)
             back.copy_(buffer, non_blocking=True)
-            _move(tensors, back)
+            _move(shown, back)
         self._wait()
         self._weights = None
 
@@ -130,9 +145,13 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return memory
 
 
-def _move(tensors: Sequence[torch.Tensor], memory: torch.Tensor) -> None:
-    """Makes them views of other memory, each where it was."""
-    for tensor in tensors:
-        start = tensor.storage_offset() * tensor.element_size()
+def _start(tensor: torch.Tensor) -> int:
+    """Where in its memory a tensor begins, in bytes."""
+    return int(tensor.storage_offset()) * tensor.element_size()
+
+
+def _move(shown: Sequence[_View], memory: torch.Tensor) -> None:
+    """Makes them views of other memory, each where it was in the first."""
+    for tensor, start in shown:
         end = start + tensor.numel() * tensor.element_size()
         tensor.data = memory[start:end].view(tensor.dtype).view(tensor.shape)

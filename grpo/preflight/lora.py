@@ -65,8 +65,8 @@ def _settings(lora: LoraConfig) -> str:
 
 
 def _adapted(target: str, layers: Mapping[str, nn.Linear], lora: LoraConfig) -> Iterator[nn.Linear]:
-    """The layers that peft finds for a target: those whose dotted name ends in it."""
-    names = [name for name in layers if name == target or name.endswith(f".{target}")]
+    """The layers that peft finds for a target: those whose own name it is, whatever they are in."""
+    names = [name for name in layers if name.rsplit(".", 1)[-1] == target]
     if target == _HEAD:
         raise UserError(f"learner.lora.targets: {_HEAD} cannot have an adapter: leave it out")
     if not names:

@@ -103,8 +103,11 @@ def _on_shared_gpus(recipe: Recipe, shape: ModelShape, machine: Machine) -> list
     over, and its weights, with offload_weights, from the update's end."""
     setting, engine = setting_of(recipe, shape, "cuda"), engine_memory(recipe, shape)
     limit, both = machine.gib * GIB, {"libraries": 2 * LIBRARIES["cuda"]}
-    weights = {"weights": memory.resident(setting)["weights"]}
+    resident = memory.resident(setting)
+    weights = {"weights": resident["weights"]}
     held = {"engine's weights": engine.weights, **both}
+    if setting.reference:
+        held["reference"] = resident["reference"]
     buckets = {"weight buckets": memory.sync_buckets(setting)}
     beside = {} if setting.offload_weights else weights
     cache = {"KV cache": kv_cache(recipe, shape, machine), "forward pass": engine.activations}

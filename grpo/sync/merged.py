@@ -97,6 +97,9 @@ class MergedSource(ZeroSource):
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         with self.reading():
             for name, tensor in super().named_tensors():
+                if name not in self._gathered:
+                    yield name, tensor
+                    continue
                 merged = tensor.clone()  # it may be the learner's own
                 self._merge(name, merged.view(-1), 0)
                 yield name, merged

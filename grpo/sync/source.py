@@ -33,11 +33,8 @@ class ZeroSource:
             WeightMeta(name, dtype, tuple(p.ds_shape)) for name, p in self._parameters.items()
         ]
         self.limit_bytes = limit_bytes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the shards are now."""
-        return next(iter(self._parameters.values())).ds_tensor.device
+        # Where the shards belong; later they may rest in host memory.
+        self.device = next((p.ds_tensor.device for p in self._parameters.values()), None)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -55,6 +52,7 @@ class ZeroSource:
             if ranks == 1:
                 copies.append((out, shard[: out.numel()]))
                 continue
+            shard = shard.to(self.device)  # the ranks' group on GPUs gathers from there alone
             # The last shard may be padded, and the padding would overwrite the next parameter.
             fits = out.numel() == ranks * shard.numel()
             if fits and (out.dtype, out.device) == (shard.dtype, shard.device):

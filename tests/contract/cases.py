@@ -85,6 +85,7 @@ _FAULTS: list[tuple[Case, str, str]] = [
     (_SHARED, "the engines do not sleep", r"GPU \d is full: "),
     (_SHARED, "the learner does not make room", r"GPU \d is full: "),
     (_SHARED, "the weights leave before they are sent", "works without learner's weights"),
+    (_SHARED, "the learner keeps what it gathered", r"GPU \d is full: "),
     (_SHARED, "the learner takes nothing back", "works without learner's states"),
     (_SHARED, "the cache does not wake", "sampled while kv_cache sleeps"),
     (_SHARED, "the cache wakes first", "weights were written while they sleep"),

@@ -55,8 +55,10 @@ class Rank:
     def offload(self) -> None:
         self._memory.give_back("learner's states")
 
-    def offload_weights(self) -> None:
-        self._memory.give_back("learner's weights")
+    def rest(self, weights: bool) -> None:
+        self._memory.give_back("what a forward pass left")
+        if weights:
+            self._memory.give_back("learner's weights")
 
     def reload(self) -> None:
         for what, size in _LEARNER.items():
@@ -65,8 +67,7 @@ class Rank:
 
     def score(self, token_ids: list[int]) -> list[float]:
         self._need("learner's weights")
-        self._memory.take("forward pass", _FORWARD)
-        self._memory.give_back("forward pass")
+        self._memory.take("what a forward pass left", _FORWARD)
         return [-1.0] * (len(token_ids) - 1)
 
     def send(self) -> None:
@@ -248,9 +249,10 @@ REWRITES: dict[str, Rewrite] = {
     "the engines do not sleep": _instead(sleep=[]),
     "the learner does not make room": _instead(offload=[]),
     "the weights leave before they are sent": _instead(
-        offload=[("offload", ()), ("offload_weights", ())]
+        offload=[("offload", ()), ("score", ([1, 2],)), ("rest", (True,))]
     ),
     "the learner takes nothing back": _instead(reload=[]),
+    "the learner keeps what it gathered": _instead(rest=[]),
     "the cache does not wake": _instead(wake_kv_cache=[]),
     "an update is not started": _instead(start_update=[]),
     "an update is not finished": _instead(finish_update=[]),

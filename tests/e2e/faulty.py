@@ -37,6 +37,17 @@ class FaultyRank(LearnerRank):
         elif self._fault == "nan":
             tensor.view(-1)[0] = torch.nan
 
+    def kept_after_rest(self, canary: list[int]) -> int:
+        """Parameters that still show the memory of weights that have left, after a forward pass."""
+        self.offload()
+        left = {t.untyped_storage().data_ptr() for t in self._resting._shards()}
+        self.score(canary)
+        self.rest(True)
+        shown = [p for p in self._engine.module.parameters() if p.data.numel()]
+        kept = sum(p.data.untyped_storage().data_ptr() in left for p in shown)
+        self.reload()
+        return kept
+
     def leave_out(self, name: str) -> None:
         """From the next meeting on, one tensor is neither announced nor sent."""
         self._source.metas = [m for m in self._source.metas if not m.name.endswith(name)]

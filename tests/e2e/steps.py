@@ -16,7 +16,7 @@ from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.learner.spec import LearnerSpec
 from grpo.types import Batch, Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
-from tests.e2e.conftest import start_learner
+from tests.e2e.conftest import CANARY, start_learner
 
 RULES = [
     ("token_mean", {}),
@@ -124,3 +124,15 @@ def worst_cut(
         )
         found.append((difference, name))
     return max(found)
+
+
+def rest(group: Learner, kind: str) -> None:
+    """As between two steps on shared GPUs: what takes part in a step rests in host memory while the
+    weights travel and the canary is scored, then the weights, too, or no more than that."""
+    if kind == "none":
+        return
+    for _ in range(2):
+        group.everywhere("offload")
+    group.score(CANARY)
+    for _ in range(2):
+        group.everywhere("rest", kind == "weights")

@@ -20,8 +20,8 @@ from grpo.fleet.weights import WeightSync
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.types import Batch, Prompt, Row
-from tests.e2e.conftest import CANARY, learner_spec, start_engine, start_learner
-from tests.e2e.steps import batch, one_and_two_ranks, trained, weights, worst_cut
+from tests.e2e.conftest import CANARY, learner_spec, start_engines, start_learner
+from tests.e2e.steps import batch, one_and_two_ranks, rest, trained, weights, worst_cut
 
 EPS, CLIP, KL = 1e-2, 0.05, 0.3
 LORA = {"rank": 4, "alpha": 12, "targets": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
@@ -176,19 +176,21 @@ def test_adapters_whose_states_rested_take_the_same_step(
 ):
     group, first = started.ranks[ranks]
     data = cut(batch("balanced", {}), ranks, 120)
-    for rests in (False, True):
+    for kind in ("none", "states", "weights"):
         group.restore(first)
         group.load([data])
         for number in range(3):
-            if rests:
-                for call in ("offload", "offload", "reload", "reload"):
-                    group.everywhere(call)
+            rest(group, kind)
+            group.everywhere("reload")
             group.step(0, number)
-        group.save(tmp_path / str(rests))
-    expected, found = (trained(tmp_path / str(rests)) for rests in (False, True))
+        rest(group, kind)  # a checkpoint may be written while engines sample
+        group.save(tmp_path / kind)
+        group.everywhere("reload")
+    expected, *found = (trained(tmp_path / kind) for kind in ("none", "states", "weights"))
     start = trained(first)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    assert not any(torch.equal(found[name], start[name]) for name in start)
+    for rested in found:
+        assert all(torch.equal(rested[name], expected[name]) for name in expected)
+        assert not any(torch.equal(rested[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("started", KINDS[:1], indirect=True, ids=["tied-adamw"])
@@ -259,7 +261,7 @@ def test_an_engine_serves_the_merged_weights_by_either_transport(
 ):
     """Two ranks, each of which writes its own shards in shared memory."""
     group, first = started.ranks[2]
-    rollouts = start_engine(cluster, started.base)
+    rollouts = start_engines(cluster, started.base)
     try:
         for number, transport in enumerate(("gloo", "shm")):
             group.restore(first)

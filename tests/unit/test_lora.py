@@ -269,3 +269,23 @@ def test_nothing_is_read_outside_of_reading():
     assert parameters["q.base_layer.weight"].ds_tensor.tolist() == [1, 1, 1, 1]
     with ZeroSource({}, "float32", 100).reading():
         pass
+
+
+def test_shards_that_rest_in_host_memory_are_gathered_where_they_belong(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """`meta` stands for a GPU, whose ranks cannot gather from host memory."""
+    asked: list[str] = []
+
+    def gather(out: torch.Tensor, shard: torch.Tensor, parameter: object) -> SimpleNamespace:
+        asked.extend((out.device.type, shard.device.type))
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(sources, "_gather", gather)
+    parameter = held(torch.ones(4, 2), 0, 2)
+    shard = parameter.ds_tensor
+    parameter.ds_tensor = shard.to("meta")
+    source = ZeroSource({"w": parameter}, "float32", 100)
+    parameter.ds_tensor = shard
+    source.fill(source.metas, torch.empty(32, dtype=torch.uint8, device="meta"))
+    assert asked == ["meta", "meta"]

@@ -16,10 +16,17 @@ class Engine:
         self.calls: list[str] = []
         self.master, self.moment = torch.tensor([1.0, 2.0]), torch.tensor([3.0])
         adam = SimpleNamespace(state={"p": {"exp_avg": self.moment, "step": 1}})
-        self.optimizer = SimpleNamespace(fp32_partitioned_groups_flat=[self.master], optimizer=adam)
+        self.optimizer = SimpleNamespace(
+            fp32_partitioned_groups_flat=[self.master],
+            optimizer=adam,
+            empty_partition_cache=self.empty_partition_cache,
+        )
 
     def offload_states(self, include: Any) -> None:
         self.calls.append("offload")
+
+    def empty_partition_cache(self) -> None:
+        self.calls.append("release")
 
     def reload_states(self) -> None:
         self.calls.append("reload")

@@ -7,13 +7,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import Qwen3ForCausalLM
 
-from grpo.config.recipe import Recipe, SyncConfig
+from grpo.config.recipe import BuildConfig, Recipe, SyncConfig
 from grpo.errors import UserError
-from grpo.fleet.placement import Placement, share_for
+from grpo.fleet.placement import Placement, place, share_for
 from grpo.fleet.start import engine_spec, needed_everywhere, start_workers
 from grpo.fleet.weights import WeightSync
-from grpo.learner.memory import GIB, LearnerSetting, share_beside
+from grpo.learner.base_model import buffers_to_load
+from grpo.learner.build import build_model, build_tokenizer, save_pretrained
+from grpo.learner.memory import GIB, LearnerSetting, setting_of, share_beside
 
 RECIPE = Recipe.model_validate(
     {
@@ -91,6 +95,9 @@ def test_an_engine_takes_what_a_resting_learner_leaves_unless_the_recipe_says_ot
     own.rollout.engine["gpu_memory_utilization"] = 0.5
     assert engine_spec(own, "m", shared).extra == empty | {"gpu_memory_utilization": 0.5}
     assert engine_spec(RECIPE, "m", replace(shared, engine_share=None)).extra == empty
+    assert (
+        engine_spec(RECIPE, "m", Placement(False, "nccl", None, None, 9, None, False)).extra == {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_the_first_update_on_shared_gpus_makes_room_before_it_wakes_the_engines(
         *each("rank", "send"),
         *each("engine", "finish_update 0"),
         *each("rank", "score [1, 2]"),
-        *(each("rank", "offload_weights") if rest_weights else []),
+        *each("rank", f"rest {rest_weights}"),
         *each("engine", "wake kv_cache"),
         *each("engine", "resume"),
     ]
@@ -202,8 +209,62 @@ def test_a_plugin_in_the_working_directory_must_be_on_every_machine(tmp_path, mo
 
 
 def test_weights_that_make_room_where_nothing_is_shared_are_refused():
-    keys = RECIPE.model_dump() | {"placement": "disaggregated"}
-    keys["learner"] |= {"offload_weights": True}
+    keys: dict[str, Any] = RECIPE.model_dump() | {"placement": "disaggregated"}
+    keys["learner"]["offload_weights"] = True
     with pytest.raises(ValueError, match="they share none: leave it out, or set placement"):
         Recipe.model_validate(keys)
     assert Recipe.model_validate(keys | {"placement": "auto"}).learner.offload_weights
+
+
+def changed(section: str, **keys: Any) -> Recipe:
+    whole = RECIPE.model_dump()
+    return Recipe.model_validate(whole | {section: whole[section] | keys})
+
+
+def small_model(folder: Path) -> Path:
+    config = BuildConfig(
+        alphabet="01",
+        layers=1,
+        hidden_size=32,
+        heads=1,
+        kv_heads=1,
+        intermediate_size=32,
+        context=64,
+    )
+    tokenizer = build_tokenizer(config)
+    save_pretrained(build_model(config, tokenizer, seed=1), tokenizer, folder)
+    return folder
+
+
+def test_an_engine_that_needs_more_than_an_update_brings_starts_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model = str(small_model(tmp_path))
+    recipe = changed("rollout", max_tokens=8)
+    assert place(recipe, model).starts_empty
+    drafts = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}
+    assert not place(changed("rollout", max_tokens=8, engine=drafts), model).starts_empty
+    init = Qwen3ForCausalLM.__init__
+
+    def with_a_buffer(self: Any, config: Any) -> None:
+        init(self, config)
+        self.register_buffer("bias", torch.zeros(2))
+        self.register_buffer("made", torch.zeros(2), persistent=False)
+
+    monkeypatch.setattr(Qwen3ForCausalLM, "__init__", with_a_buffer)
+    assert buffers_to_load(model) == ["bias"]
+    assert not place(recipe, model).starts_empty
+
+
+def test_the_reference_of_a_kl_penalty_stays_on_the_card_unless_adapters_train():
+    """7 GiB of weights, once more as the reference, and 2 GiB for both processes: of 80 GiB 64 are
+    left, 71 where the learner's own rest in host memory. 1 - 16 / 80 and 1 - 9 / 80."""
+    shape: Any = SimpleNamespace(parameters=7 * GIB // 2)
+    both = LearnerSetting(shape, "bfloat16", "cuda", 1, tokens=1, targets=1, reference=True)
+    assert share_beside(both, 80 * GIB) == 0.8
+    assert share_beside(replace(both, offload_weights=True), 80 * GIB) == 0.88
+    assert setting_of(changed("regularization", kl=0.1), shape, "cuda").reference
+    assert not setting_of(RECIPE, shape, "cuda").reference
+    adapted = changed("regularization", kl=0.1).model_dump()
+    adapted["learner"]["lora"] = {"rank": 8}
+    assert not setting_of(Recipe.model_validate(adapted), shape, "cuda").reference
