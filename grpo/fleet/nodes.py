@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -39,7 +39,7 @@ class Node:
 
 def connect() -> None:
     """Joins the Ray cluster that RAY_ADDRESS names, or starts a Ray here. Raises UserError where
-    none answers at that address."""
+    none answers at that address, or does not let this process in."""
     address = ray_address()
     if address is not None:
         _knock(address)
@@ -55,9 +55,10 @@ def connect() -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
-    except (ConnectionError, RayError, ValueError) as error:
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
         if address is None:
             raise
+        ray.shutdown()  # versions are compared when the session is already half open
         raise _nobody_at(address, error) from error
 
 
@@ -73,11 +74,23 @@ def _knock(address: str) -> None:
 
 
 def _nobody_at(address: str, error: Exception) -> UserError:
+    why = " ".join(str(error).split())  # Ray's words on versions are several lines
     return UserError(
         f"{RAY_ADDRESS} is {address!r}, and no Ray cluster can be joined there "
-        f"({type(error).__name__}: {error}). Start one with `ray start --head`, give the address "
-        f"that it prints, or unset {RAY_ADDRESS} to stay on this machine"
+        f"({type(error).__name__}: {why}). {_mend(error)}, or unset {RAY_ADDRESS} to stay on this "
+        "machine"
     )
+
+
+def _mend(error: Exception) -> str:
+    if isinstance(error, AuthenticationError):
+        return (
+            "The cluster demands a token: `export RAY_AUTH_MODE=token` here and, before "
+            "`ray start`, on every machine, each with the same ~/.ray/auth_token"
+        )
+    if isinstance(error, RuntimeError) and "ersion mismatch" in str(error):
+        return "Install the same versions of Python and Ray on all machines"
+    return "Start one with `ray start --head`, give the address that it prints"
 
 
 def alive() -> list[Node]:

@@ -4,6 +4,8 @@ import socket
 from pathlib import Path
 
 import pytest
+import ray
+from ray.exceptions import AuthenticationError
 
 from grpo.errors import UserError
 from grpo.fleet import nodes
@@ -69,6 +71,49 @@ def test_an_address_where_nobody_listens_is_refused_at_once(monkeypatch: pytest.
     said = str(raised.value)
     assert said.startswith(f"RAY_ADDRESS is {address!r}, and no Ray cluster can be joined there")
     assert "`ray start --head`" in said and "unset RAY_ADDRESS" in said
+
+
+def refused_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of a cluster that answers and lets nobody in. The session that Ray may have
+    begun is ended."""
+    ended: list[bool] = []
+
+    def init(**_: object):
+        raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(UserError) as raised:
+        nodes.connect()
+    assert ended == [True]
+    return str(raised.value)
+
+
+def test_a_cluster_that_demands_a_token_is_told_from_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    said = refused_with(AuthenticationError("no token"), monkeypatch)
+    assert "demands a token: `export RAY_AUTH_MODE=token`" in said
+    assert "the same ~/.ray/auth_token" in said
+    assert "ray start --head" not in said
+
+
+def test_other_versions_of_ray_or_python_are_named_with_the_mend(monkeypatch: pytest.MonkeyPatch):
+    told = "Version mismatch: The cluster was started with:\n    Ray: 2.58.0\n    Python: 3.12.1"
+    said = refused_with(RuntimeError(told), monkeypatch)
+    assert "The cluster was started with: Ray: 2.58.0 Python: 3.12.1" in said
+    assert "Install the same versions of Python and Ray on all machines" in said
+    said = refused_with(RuntimeError("something else"), monkeypatch)
+    assert "something else" in said and "`ray start --head`" in said
+
+
+def test_every_shell_of_the_documented_start_turns_the_token_on():
+    """Without the mode Ray's `start --address` and a run send no token, though the file is there."""
+    start = HOWTO.read_text().split("All ranks are")[0]
+    both, rest = start.split("# on the first\n")
+    driver = rest.split("# on the first again\n")[1]
+    assert "export RAY_AUTH_MODE=token" in both and "export RAY_AUTH_MODE=token" in driver
 
 
 def test_the_end_of_a_log_that_is_not_there_is_empty(tmp_path: Path):
