@@ -42,6 +42,7 @@ class ModelShape:
     """The sizes of a dense decoder-only transformer with a gated MLP (Llama, Qwen2, Qwen3).
 
     qk_norm: queries and keys are normalised head by head, as Qwen3's are.
+    context: tokens of prompt and answer together, at most; None where the model does not say.
     """
 
     layers: int
@@ -53,6 +54,7 @@ class ModelShape:
     vocab: int
     tied: bool
     qk_norm: bool = False
+    context: int | None = None
 
     @classmethod
     def of(cls, config: Any) -> "ModelShape":
@@ -85,6 +87,7 @@ class ModelShape:
             head_dim=int(values.get("head_dim") or sizes["hidden"] // heads),
             tied=bool(values.get("tie_word_embeddings")),
             qk_norm=values.get("model_type") == "qwen3",
+            context=values.get("max_position_embeddings"),
         )
 
     @property

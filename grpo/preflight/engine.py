@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from grpo.config.recipe import Recipe
 from grpo.learner.flops import ModelShape
-from grpo.learner.memory import FLOAT32, longest_sequence
+from grpo.learner.memory import FLOAT32
 
 # What vLLM takes for AsyncLLM unless `rollout.engine` sets max_num_batched_tokens or max_num_seqs.
 _BATCHED_TOKENS = 2048
@@ -61,7 +61,9 @@ def engine_memory(recipe: Recipe, shape: ModelShape) -> EngineMemory:
         # The head, or gate and up, which are one matrix there, beside both as they arrived.
         module=e * max(shape.head_matmul, 4 * shape.hidden * shape.intermediate) / parallel,
         token=kv_bytes_per_token(recipe, shape) / parallel,
-        longest=longest_sequence(recipe),
+        # A run gives vLLM the model's whole context where the recipe says nothing, and vLLM wants
+        # room for all of it.
+        longest=rollout.max_model_len or shape.context or rollout.max_tokens,
         most=sequences,
     )
 

@@ -109,7 +109,7 @@ def test_other_versions_of_ray_or_python_are_named_with_the_mend(monkeypatch: py
 
 
 def test_every_shell_of_the_documented_start_turns_the_token_on():
-    """Without the mode Ray's `start --address` and a run send no token, though the file is there."""
+    """Without it Ray's `start --address` and a run send no token, though the file is there."""
     start = HOWTO.read_text().split("All ranks are")[0]
     both, rest = start.split("# on the first\n")
     driver = rest.split("# on the first again\n")[1]

@@ -14,6 +14,7 @@ from grpo.config.recipe import Recipe
 from grpo.config.shipped import shipped
 from grpo.errors import UserError
 from grpo.learner.flops import ModelShape
+from grpo.learner.memory import setting_of
 from grpo.learner.shapes import known_models, model_shape
 from grpo.preflight.engine import engine_memory, kv_bytes_per_token
 from grpo.preflight.layout import Machine
@@ -101,6 +102,20 @@ def test_an_engine_that_cannot_hold_one_longest_sequence_does_not_fit(load: Any)
     assert not phase(
         load(), "engine's share at least", "engine GPU", Machine("cuda", 2.6)
     ).fits  # of which 2.39
+
+
+def test_without_a_limit_the_cache_must_hold_the_models_whole_context(load: Any):
+    """As a run starts vLLM, which refuses a cache that does not hold it."""
+    free = load("rollout.max_model_len=null")
+    assert engine_memory(free, shape_of(free)).longest == 40_960
+    # 1.11 GiB of weights, 0.26 of a forward pass and 4.375 of one sequence.
+    least = phase(free, "engine's share at least", "engine GPU", Machine("cuda", 6))
+    assert least.parts["KV cache"] == 40_960 * 114_688
+    assert not least.fits  # of which 5.52
+    assert phase(load(), least.name, "engine GPU", Machine("cuda", 6)).fits
+    # The learner's micro-batches stay those of the answers.
+    micro = ["rollout.max_model_len=null", "learner.micro_batch_tokens=64"]
+    assert setting_of(load(*micro), shape_of(free), "cuda").tokens == 8192
 
 
 def test_an_update_takes_two_buckets_and_the_module_that_is_made_anew(load: Any):
