@@ -3,10 +3,11 @@
 A node is a machine of a Ray cluster, given as the number of its GPUs.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, islice
+from functools import cache
+from itertools import islice
+from math import inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +46,15 @@ def seat(wanted: Wanted, nodes: Sequence[int]) -> Seats | None:
     """Uses as few nodes as can hold everything, of those as few as can hold the learner, earlier
     ones first. Neighbouring ranks share a node, rank 0 is on the first one. None: there is no way.
     """
-    used = _fewest(nodes, lambda sizes: _hold(wanted, sizes))
+    # Ranks take single GPUs, so that whatever the engines leave will do for them.
+    engines = 0 if wanted.shared else wanted.engines
+    used = _fewest(nodes, sum(wanted.bundles), lambda size: size // wanted.parallel, engines)
     if used is None:
         return None
     if wanted.shared:
         pairs = tuple(islice(_one_by_one(used, nodes), wanted.ranks))
         return Seats(pairs, pairs)
-    learner = _learner_nodes(wanted, used, nodes)
+    learner = _learner_nodes(wanted, used, nodes) if wanted.ranks else ()
     free = {node: nodes[node] for node in used}
     engines: list[int] = []
     for node in [*(node for node in used if node not in learner), *reversed(learner)]:
@@ -81,39 +84,50 @@ def in_words(nodes: Sequence[int]) -> str:
     return f"{sum(nodes)} on {len(nodes)} machines ({' + '.join(map(str, nodes))})"
 
 
-def _hold(wanted: Wanted, sizes: Sequence[int]) -> bool:
-    """Ranks take single GPUs, so that whatever the engines leave will do for them."""
-    if sum(wanted.bundles) > sum(sizes):
-        return False
-    return wanted.shared or most_engines(wanted.parallel, sizes) >= wanted.engines
-
-
 def _learner_nodes(wanted: Wanted, used: Sequence[int], nodes: Sequence[int]) -> tuple[int, ...]:
-    sizes = [nodes[node] for node in used]
-    everywhere = most_engines(wanted.parallel, sizes)
-
-    def enough(chosen: Sequence[int]) -> bool:
-        elsewhere = everywhere - most_engines(wanted.parallel, chosen)
-        here = max(0, wanted.engines - elsewhere)
-        return sum(chosen) - here * wanted.parallel >= wanted.ranks
-
-    chosen = _fewest(sizes, enough) if wanted.ranks else ()
+    """Enough GPUs for the ranks, also where every engine that finds no room elsewhere is on one of
+    these nodes: ranks then have what no engine could use anyway, and the room that is to spare."""
+    sizes, parallel = [nodes[node] for node in used], wanted.parallel
+    spare = most_engines(parallel, sizes) - wanted.engines
+    leftover = wanted.ranks - spare * parallel
+    chosen = _fewest(sizes, wanted.ranks, lambda size: size % parallel, leftover)
     assert chosen is not None, "all of the nodes hold everything"
     return tuple(used[index] for index in chosen)
 
 
 def _fewest(
-    sizes: Sequence[int], enough: Callable[[Sequence[int]], bool]
+    sizes: Sequence[int], gpus: int, part: Callable[[int], int], parts: int
 ) -> tuple[int, ...] | None:
-    """Indices of the fewest nodes that are enough, the earlier of equal ones. Nodes with as many
-    GPUs are alike, so that the number of ways does not explode with that of nodes."""
+    """Indices of the fewest nodes that have so many GPUs and whose `part` comes to `parts` as well;
+    of equally many as many as can be of the size that comes first, and so on, the earlier of equal
+    ones. Nodes of a size are alike, so that the work does not explode with the number of either."""
+    if gpus > sum(sizes) or parts > sum(map(part, sizes)):
+        return None
     alike = {size: [i for i, other in enumerate(sizes) if other == size] for size in sizes if size}
-    for count in range(1, len(sizes) + 1):
-        for chosen in combinations_with_replacement(alike, count):
-            taken = Counter(chosen)
-            if all(n <= len(alike[size]) for size, n in taken.items()) and enough(chosen):
-                return tuple(sorted(i for size, n in taken.items() for i in alike[size][:n]))
-    return None
+    kinds = [(size, part(size), len(indices)) for size, indices in alike.items()]
+
+    @cache
+    def most(kind: int, left: int, gpus: int) -> float:
+        """Parts that `left` nodes of this kind and those behind it have at most, with such GPUs."""
+        if kind == len(kinds):
+            return 0 if not left and not gpus else -inf
+        size, each, there = kinds[kind]
+        return max(
+            n * each + most(kind + 1, left - n, max(0, gpus - n * size))
+            for n in range(min(left, there) + 1)
+        )
+
+    left = next((n for n in range(1, len(sizes) + 1) if most(0, n, max(0, gpus)) >= parts), 0)
+    chosen: list[int] = []
+    for kind, (size, each, there) in enumerate(kinds):
+        n = next(
+            n
+            for n in range(min(left, there), -1, -1)
+            if n * each + most(kind + 1, left - n, max(0, gpus - n * size)) >= parts
+        )
+        left, gpus, parts = left - n, gpus - n * size, parts - n * each
+        chosen += alike[size][:n]
+    return tuple(sorted(chosen)) or None
 
 
 def _one_by_one(order: Sequence[int], gpus: Sequence[int] | dict[int, int]) -> Iterator[int]:

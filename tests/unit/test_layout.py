@@ -1,7 +1,8 @@
 """Which layouts of engines and ranks can be placed on so many GPUs, before anything starts."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from itertools import combinations, combinations_with_replacement, product
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.fleet import placement
-from grpo.fleet.bundles import Seats, Wanted, seat, spread
+from grpo.fleet.bundles import Seats, Wanted, most_engines, seat, spread
 from grpo.fleet.placement import check_layout, is_colocated, layout_fault, machines_fault
 from tests.unit.layouts import NODES, PLACED, REFUSED, Row
 
@@ -148,6 +149,67 @@ def test_sixty_four_machines_of_two_kinds_are_looked_at_in_no_time():
     seats = seat(Wanted(engines=30, parallel=8, ranks=140), [8, 4] * 32)
     # 380 of 384 GPUs: 30 machines of eight for the engines, two of eight and 31 of four are left.
     assert seats is not None and len(set(seats.engines)) == 30 and len(set(seats.ranks)) == 33
+
+
+def first_of_the_fewest(sizes: Sequence[int], enough: Any) -> tuple[int, ...] | None:
+    """By trying all sets of nodes by their sizes, in the order in which the sizes appear."""
+    alike = {size: [i for i, other in enumerate(sizes) if other == size] for size in sizes if size}
+    for count in range(1, len(sizes) + 1):
+        for chosen in combinations_with_replacement(alike, count):
+            taken = Counter(chosen)
+            if all(n <= len(alike[size]) for size, n in taken.items()) and enough(chosen):
+                return tuple(sorted(i for size, n in taken.items() for i in alike[size][:n]))
+    return None
+
+
+def nodes_of_all_and_of_the_learner(wanted: Wanted, nodes: Sequence[int]) -> tuple[Any, Any]:
+    """The rule in its plainest form."""
+    p, engines, ranks = wanted.parallel, wanted.engines, wanted.ranks
+
+    def hold(chosen: Sequence[int]) -> bool:
+        return sum(chosen) >= sum(wanted.bundles) and most_engines(p, chosen) >= engines
+
+    used = first_of_the_fewest(nodes, hold)
+    if used is None or not ranks:
+        return used, used and ()
+    sizes = [nodes[index] for index in used]
+
+    def left_for_ranks(chosen: Sequence[int]) -> bool:
+        elsewhere = most_engines(p, sizes) - most_engines(p, chosen)
+        return sum(chosen) - max(0, engines - elsewhere) * p >= ranks
+
+    learner = first_of_the_fewest(sizes, left_for_ranks)
+    assert learner is not None
+    return used, tuple(used[index] for index in learner)
+
+
+@pytest.mark.parametrize(
+    "nodes", [(), (0,), (3,), (4, 4), (2, 0, 3), (1, 2, 3, 4), (8, 4, 8, 4, 2), (5, 7, 5, 1, 6, 7)]
+)
+def test_of_as_few_nodes_the_same_are_taken_as_by_trying_every_set(nodes: tuple[int, ...]):
+    for engines, parallel, ranks in product(range(5), (1, 2, 3, 4), range(14)):
+        if engines + ranks:
+            wanted = Wanted(engines, parallel, ranks)
+            used, learner = nodes_of_all_and_of_the_learner(wanted, nodes)
+            seats = seat(wanted, nodes)
+            assert (seats is None) == (used is None)
+            if seats is not None:
+                assert tuple(sorted({*seats.engines, *seats.ranks})) == used
+                assert tuple(sorted(set(seats.ranks))) == learner
+
+
+def test_twelve_kinds_of_machines_are_looked_at_in_no_time():
+    """There are 2.7 million ways to draw up to twelve of twelve sizes, and of sixty machines more
+    than anyone could wait for."""
+    sizes = list(range(1, 13))
+    # Six engines of eight want six machines of at least eight, and there are five.
+    assert seat(Wanted(engines=6, parallel=8, ranks=5), sizes) is None
+    seats = seat(Wanted(engines=5, parallel=8, ranks=38), sizes)
+    assert seats is not None and len(seats.ranks) == 38
+    # All but one of the 390 GPUs, and all of the 25 engines that there is room for.
+    seats = seat(Wanted(engines=25, parallel=8, ranks=189), sizes * 5)
+    assert seats is not None and len(set(seats.engines)) == 25
+    assert seat(Wanted(engines=25, parallel=8, ranks=191), sizes * 5) is None
 
 
 def ways(nodes: Sequence[int], parallel: int, engines: int) -> Iterator[list[int]]:
