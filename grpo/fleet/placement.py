@@ -43,8 +43,13 @@ class Placement:
 
 def place(recipe: Recipe, model: str) -> Placement:
     """Where everything runs, for the model in the folder `model`. Raises UserError for lengths
-    beyond the model's context, and for a layout that cannot be placed."""
+    beyond the model's context, for a layout that cannot be placed, and for heads that cannot be
+    divided among the GPUs of an engine."""
     check_layout(recipe)
+    if recipe.rollout.tensor_parallel > 1:
+        shape = ModelShape.of(AutoConfig.from_pretrained(model))
+        if (fault := heads_fault(recipe, shape)) is not None:
+            raise UserError(fault)
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -127,12 +132,8 @@ def check_layout(recipe: Recipe) -> None:
 def machines_fault(recipe: Recipe, found: Sequence[int], here: int | None) -> str | None:
     """What is wrong with a run over these machines, given as their GPUs; `here`: those of the
     driver's own, None where it runs on CPU."""
-    if here is None and any(found):
-        return (
-            f"the Ray cluster has GPUs ({in_words(found)}) and this machine has none, so that "
-            "everything would run on the CPU: start the run on a machine with a GPU. If CPU is "
-            "meant, start Ray with --num-gpus 0"
-        )
+    if (fault := cpu_fault(found, here)) is not None:
+        return fault
     if len(found) > 1 and recipe.sync.transport == "shm":
         return (
             f"sync.transport is shm, which stays within one machine, and the Ray cluster has "
@@ -141,10 +142,57 @@ def machines_fault(recipe: Recipe, found: Sequence[int], here: int | None) -> st
     return None
 
 
+def gpus_fault() -> str | None:
+    """What is wrong where one of this machine and the Ray cluster has GPUs, and the other none."""
+    return cpu_fault(machines(), gpus_here()) or no_gpus_fault(gpus_of_run())
+
+
+def cpu_fault(found: Sequence[int], here: int | None) -> str | None:
+    """What is wrong where the driver runs on CPU, see `machines_fault`."""
+    if here is not None or not any(found):
+        return None
+    return (
+        f"the Ray cluster has GPUs ({in_words(found)}) and this machine has none, so that "
+        "everything would run on the CPU: start the run on a machine with a GPU. If CPU is "
+        "meant, start Ray with --num-gpus 0"
+    )
+
+
+def no_gpus_fault(gpus: Sequence[int] | None) -> str | None:
+    """What is wrong where the driver sees GPUs, and Ray counts so many; None on CPU."""
+    if gpus is None or any(gpus):
+        return None
+    return (
+        "this machine has GPUs, and the Ray cluster counts none: start Ray anew without "
+        "--num-gpus 0, where CUDA_VISIBLE_DEVICES is not empty. If CPU is meant, set "
+        "CUDA_VISIBLE_DEVICES to nothing for this command as well"
+    )
+
+
+def heads_fault(recipe: Recipe, shape: ModelShape) -> str | None:
+    """Why the attention heads cannot be divided among the GPUs of an engine; None where they can.
+    vLLM gives each GPU as many query heads, and as many key heads or a copy of one of them."""
+
+    def divides(gpus: int) -> bool:
+        of_keys = shape.kv_heads % gpus == 0 or gpus % shape.kv_heads == 0
+        return shape.heads % gpus == 0 and of_keys
+
+    parallel = recipe.rollout.tensor_parallel
+    if divides(parallel):
+        return None
+    good = ", ".join(str(gpus) for gpus in range(1, shape.heads + 1) if divides(gpus))
+    return (
+        f"rollout.tensor_parallel is {parallel}, among which the model's {shape.heads} attention "
+        f"heads ({shape.kv_heads} of keys) cannot be divided: set it to one of {good}"
+    )
+
+
 def layout_fault(recipe: Recipe, gpus: int | Sequence[int] | None) -> str | None:
     """Why engines and ranks cannot be placed on so many GPUs, and what would help; None where they
     can. `gpus`: of one machine, or of each of several; None: on CPU."""
     nodes = (gpus,) if isinstance(gpus, int) else gpus
+    if (fault := no_gpus_fault(nodes)) is not None:
+        return fault
     if not shares(recipe, nodes):
         return None if nodes is None else _fault_apart(recipe, nodes)
     there = None if nodes is None else in_words(nodes)

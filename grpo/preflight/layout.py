@@ -9,7 +9,7 @@ import torch
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.fleet.bundles import Wanted, seat
-from grpo.fleet.placement import gpus_needed, layout_fault, share_for, shares
+from grpo.fleet.placement import gpus_needed, heads_fault, layout_fault, share_for, shares
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import GIB
 
@@ -104,10 +104,9 @@ def gpus_used(recipe: Recipe, machine: Machine) -> int:
 
 def fault(recipe: Recipe, shape: ModelShape, machine: Machine) -> str | None:
     """Why this recipe cannot be placed on that machine, and what would help; None where it can."""
-    if machine.kind == "cpu":
-        return None
-    found = layout_fault(recipe, machine.each_gpus)
-    if found is not None:
+    found = None if machine.kind == "cpu" else layout_fault(recipe, machine.each_gpus)
+    found = found or heads_fault(recipe, shape)
+    if found is not None or machine.kind == "cpu":
         return found
     if takes_turns(recipe, machine) and "gpu_memory_utilization" not in recipe.rollout.engine:
         try:

@@ -1,8 +1,10 @@
 """Which layouts of engines and ranks can be placed on so many GPUs, before anything starts."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import combinations, combinations_with_replacement, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +13,9 @@ from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.fleet import placement
 from grpo.fleet.bundles import Seats, Wanted, most_engines, seat, spread
-from grpo.fleet.placement import check_layout, is_colocated, layout_fault, machines_fault
+from grpo.fleet.placement import check_layout, is_colocated, layout_fault, machines_fault, place
 from tests.unit.layouts import NODES, PLACED, REFUSED, Row
+from tests.unit.planned import QWEN3_06B
 
 
 def recipe(kind: str, engines: int, parallel: int, ranks: int, staleness: int = 0) -> Recipe:
@@ -273,6 +276,26 @@ def test_a_driver_without_a_gpu_does_not_run_a_cluster_of_gpus_on_its_cpus():
         str(fault)
     )
     assert machines_fault(recipe("auto", 1, 1, 1), (8, 8), 8) is None
+
+
+def test_a_cluster_that_counts_no_gpus_is_told_from_one_that_has_too_few():
+    """There is no number of ranks "at most 0" that anyone could set."""
+    for kind in ("auto", "colocated", "disaggregated"):
+        fault = layout_fault(recipe(kind, 1, 1, 1), (0, 0))
+        assert "this machine has GPUs, and the Ray cluster counts none" in str(fault)
+        assert "without --num-gpus 0" in str(fault)
+    assert layout_fault(recipe("auto", 1, 1, 1), None) is None
+
+
+def test_a_run_does_not_start_with_heads_that_an_engines_gpus_cannot_divide(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_06B))
+    monkeypatch.setattr(placement, "gpus_here", lambda: None)
+    asked = recipe("disaggregated", 1, 3, 1)
+    with pytest.raises(UserError, match=r"16 attention heads .* set it to one of 1, 2, 4, 8, 16"):
+        place(asked, str(tmp_path))
+    assert place(recipe("disaggregated", 1, 4, 1), str(tmp_path)).max_model_len == 40_960
 
 
 def test_the_gpus_of_the_cluster_count_and_not_those_of_this_machine(

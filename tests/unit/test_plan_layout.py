@@ -1,5 +1,6 @@
 """Machines that are described on the command line, and where engines and ranks are on them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
+from grpo.preflight.advice import changes_that_fit
 from grpo.preflight.layout import Machine, by_node, decided, described, fault
 from tests.unit.planned import SHAPE
 from tests.unit.test_layout import recipe
@@ -75,13 +77,38 @@ def test_a_layout_that_a_machine_has_no_room_for_is_refused(
 @pytest.mark.parametrize(
     ("asked", "machine"),
     [
-        (recipe("disaggregated", 2, 5, 6), two_nodes()),
+        (recipe("disaggregated", 2, 4, 8), two_nodes()),
         (recipe("auto", 16, 1, 16), two_nodes()),
         (recipe("disaggregated", 99, 8, 99), Machine("cuda", 80)),
     ],
 )
 def test_a_layout_that_there_is_room_for_is_not(asked: Recipe, machine: Machine):
     assert fault(asked, SHAPE, machine) is None
+
+
+@pytest.mark.parametrize("machine", [two_nodes(), Machine("cuda", 80), Machine("cpu", 80)], ids=str)
+def test_heads_that_an_engines_gpus_cannot_divide_are_refused_with_the_numbers_that_do(
+    machine: Machine,
+):
+    """16 of queries and 8 of keys; vLLM raises at its start."""
+    why = fault(recipe("disaggregated", 1, 3, 1), SHAPE, machine)
+    assert str(why).startswith("rollout.tensor_parallel is 3, among which the model's 16 attention")
+    assert str(why).endswith("set it to one of 1, 2, 4, 8, 16")
+    # Three key heads are neither shared out nor copied among two GPUs, though queries are.
+    odd = replace(SHAPE, heads=12, kv_heads=3)
+    why = fault(recipe("disaggregated", 1, 2, 1), odd, machine)
+    assert str(why).endswith("12 attention heads (3 of keys) cannot be divided: set it to one of "
+                             "1, 3, 6, 12")  # fmt: skip
+    assert fault(recipe("disaggregated", 1, 3, 1), odd, machine) is None
+
+
+@pytest.mark.parametrize("gpus", [None, 8])
+def test_no_layout_is_proposed_that_the_heads_do_not_allow(gpus: int | None):
+    """Two, four or eight GPUs of five GiB do for an engine, but not for 14 heads, 7 of keys."""
+    asked, machine = recipe("disaggregated", 1, 1, 2), Machine("cuda", 5, gpus=gpus)
+    (change,) = changes_that_fit(asked, SHAPE, machine)
+    assert "rollout.tensor_parallel=4" in change
+    assert changes_that_fit(asked, replace(SHAPE, heads=14, kv_heads=7), machine) == []
 
 
 def test_ray_elsewhere_adds_nothing_to_a_machine_that_is_described(
