@@ -39,7 +39,7 @@ from grpo.eval.store import Answered, AnswerStore, judged_by
 from grpo.fleet.bundles import in_words, most_engines
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
-from grpo.fleet.placement import gpus_of_run
+from grpo.fleet.placement import gpus_fault, gpus_of_run
 from grpo.fleet.start import needed_everywhere
 from grpo.learner.base_model import context_length, load_tokenizer, local_model
 from grpo.plugins import import_plugins
@@ -243,7 +243,9 @@ class EngineOptions:
 
     def count(self) -> int:
         """Raises UserError where there are too few GPUs, on this machine or in the Ray cluster
-        that it joins."""
+        that it joins, and where one of the two has GPUs and the other none."""
+        if fault := gpus_fault():
+            raise UserError(fault)
         gpus = gpus_of_run()
         if gpus is None:
             return self.engines or 1

@@ -398,6 +398,25 @@ def test_more_gpus_than_there_are_is_the_users_mistake(monkeypatch, options, nee
         options.count()
 
 
+@pytest.mark.parametrize(
+    ("here", "cluster", "said"),
+    [
+        (None, (0, 8), "this machine has none"),
+        (8, (0, 0), "the Ray cluster counts none"),
+    ],
+)
+def test_gpus_on_one_side_alone_are_refused_as_a_run_refuses_them(
+    monkeypatch, here, cluster, said
+) -> None:
+    """Engines on the CPU of a machine beside eight GPUs are nothing that anyone wants."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("grpo.fleet.placement.gpus_here", lambda: here)
+    monkeypatch.setattr("grpo.fleet.nodes.gpus_at", lambda address: cluster)
+    for options in (EngineOptions(), EngineOptions(engines=2)):
+        with pytest.raises(UserError, match=said):
+            options.count()
+
+
 def test_a_line_of_progress_comes_before_the_first_group_has_finished(
     bench: Workbench, monkeypatch, capsys
 ) -> None:
