@@ -16,19 +16,25 @@ PREFIXES = (
     "NCCL_",
     "OMP_",
     "PYTORCH_",
+    "TORCHINDUCTOR_",
     "TORCH_",
     "TRANSFORMERS_",
+    "TRITON_",
     "VLLM_",
     "WANDB_",
 )
+PROXIES = (
+    *("all_proxy", "http_proxy", "https_proxy", "no_proxy"),
+    *("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+)
 NAMES = (
     "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_DEVICE_ORDER",
     "CUDA_LAUNCH_BLOCKING",
     "CUDA_MODULE_LOADING",
     "PYTHONPATH",
     "TOKENIZERS_PARALLELISM",
-    *("all_proxy", "http_proxy", "https_proxy", "no_proxy"),
-    *("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"),
+    *PROXIES,
 )
 # Each machine has its own.
 OF_ONE_MACHINE = ("VLLM_HOST_IP", "VLLM_PORT")
@@ -38,13 +44,14 @@ SECRETS = ("_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
 
 def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of the driver that its workers get wherever they run. Never
-    CUDA_VISIBLE_DEVICES, which Ray sets, nor secrets."""
+    CUDA_VISIBLE_DEVICES, which Ray sets, nor secrets, such as a proxy's password."""
     return {
         name: value
         for name, value in environment.items()
         if (name.startswith(PREFIXES) or name in NAMES)
         and name not in OF_ONE_MACHINE
         and not name.endswith(SECRETS)
+        and not (name in PROXIES and "@" in value)  # http://user:password@proxy:3128
     }
 
 

@@ -20,7 +20,8 @@ HOWTO = Path(__file__).parents[2] / "docs" / "howto" / "several_machines.md"
         "NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "HF_HOME", "HF_HUB_OFFLINE",
         "WANDB_MODE", "VLLM_LOGGING_LEVEL", "TORCH_LOGS", "PYTORCH_ALLOC_CONF", "OMP_NUM_THREADS",
         "TOKENIZERS_PARALLELISM", "GRPO_ANYTHING", "PYTHONPATH", "http_proxy", "HTTPS_PROXY",
-        "no_proxy", "CUDA_LAUNCH_BLOCKING",
+        "no_proxy", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_ORDER", "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
     ],
 )  # fmt: skip
 def test_what_changes_how_a_worker_computes_and_connects_is_passed_on(name: str):
@@ -36,6 +37,15 @@ def test_what_changes_how_a_worker_computes_and_connects_is_passed_on(name: str)
 )  # fmt: skip
 def test_what_belongs_to_one_machine_or_to_nobody_else_stays(name: str):
     assert passed_on({name: "x"}) == {}
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_a_proxys_password_stays_with_the_driver(name: str):
+    """Ray writes what it is told of a process into its logs."""
+    for value in ("http://me:secret@proxy:3128", "me:secret@proxy:3128", "socks5h://me@proxy"):
+        assert passed_on({name: value}) == {}
+    assert passed_on({name: "http://proxy:3128"}) == {name: "http://proxy:3128"}
+    assert passed_on({"VLLM_X": "a@b"}) == {"VLLM_X": "a@b"}
 
 
 def test_the_page_on_several_machines_lists_all_of_them():
