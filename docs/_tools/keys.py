@@ -134,8 +134,6 @@ def _named(kind: Any) -> str:
         return f"list of {_named(inside[0])}"
     if origin is dict:
         return "mapping" if inside[1] is Any else f"mapping to {_named(inside[1])}"
-    if origin is tuple and inside[-1] is Ellipsis:
-        return f"list of {_named(inside[0])}"
     if origin is tuple:
         return f"list of {len(inside)}: {', '.join(map(_named, inside))}"
     if inside:  # a union

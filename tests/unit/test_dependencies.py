@@ -59,3 +59,12 @@ def test_every_dependency_is_explained():
     text = (ROOT / "docs" / "dependencies.md").read_text()
     rows = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| "))
     assert declared() <= set(re.findall(r"[\w-]+", rows))
+
+
+def test_the_files_that_call_ray_are_those_that_the_page_names():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| ray |"))
+    calls = re.compile(r"^\s*(import|from) ray\b", re.MULTILINE)
+    files = (path for path in (ROOT / "grpo").rglob("*.py") if calls.search(path.read_text()))
+    found = {str(path.relative_to(ROOT)) for path in files}
+    assert set(re.findall(r"grpo/[\w/]+\.py", row)) == found
