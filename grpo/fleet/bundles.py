@@ -47,8 +47,8 @@ def seat(wanted: Wanted, nodes: Sequence[int]) -> Seats | None:
     ones first. Neighbouring ranks share a node, rank 0 is on the first one. None: there is no way.
     """
     # Ranks take single GPUs, so that whatever the engines leave will do for them.
-    engines = 0 if wanted.shared else wanted.engines
-    used = _fewest(nodes, sum(wanted.bundles), lambda size: size // wanted.parallel, engines)
+    whole = 0 if wanted.shared else wanted.engines
+    used = _fewest(nodes, sum(wanted.bundles), lambda size: size // wanted.parallel, whole)
     if used is None:
         return None
     if wanted.shared:
