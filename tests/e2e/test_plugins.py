@@ -102,7 +102,7 @@ logging: {{wandb: "off", samples_every: 0}}
     assert lines[0]["shadow/constant/effective_responses"] == 16
     assert lines[0]["learn/grad_norm"] > 0
     # At another temperature than 1, too, both sides score alike, from the start on.
-    assert "engines and learner agree to " in done.stdout
+    assert "engines and learner agree on the first prompts: " in done.stdout
     assert max(line["sync/canary_max_abs"] for line in lines) <= 1e-4
     assert max(line["mismatch/mean_abs"] for line in lines) <= 1e-4
     rows = pq.read_table(run / "rollouts" / "step_000001.parquet").to_pylist()
