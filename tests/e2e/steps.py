@@ -15,7 +15,17 @@ from grpo.batch.cut import cut
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.learner.spec import LearnerSpec
-from grpo.types import Batch, Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
+from grpo.types import (
+    Batch,
+    Group,
+    MicroBatch,
+    Prompt,
+    Response,
+    Row,
+    ScoredGroup,
+    Verdict,
+    VersionSpan,
+)
 from tests.e2e.conftest import CANARY, start_learner
 
 RULES = [
@@ -136,3 +146,20 @@ def rest(group: Learner, kind: str) -> None:
     group.score(CANARY)
     for _ in range(2):
         group.everywhere("rest", kind == "weights")
+
+
+def rested(group: Learner, first: Path, data: list[list[MicroBatch]], folder: Path) -> list[Path]:
+    """Checkpoints after the same three steps from `first`: without a rest before each, with one of
+    the states, and with one of states and weights."""
+    kinds = ("none", "states", "weights")
+    for kind in kinds:
+        group.restore(first)
+        group.load([data])
+        for number in range(3):
+            rest(group, kind)
+            group.everywhere("reload")
+            group.step(0, number)
+        rest(group, kind)  # a checkpoint may be written while engines sample
+        group.save(folder / kind)
+        group.everywhere("reload")
+    return [folder / kind for kind in kinds]

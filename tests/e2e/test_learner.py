@@ -16,7 +16,7 @@ from grpo.learner.flops import ModelShape
 from grpo.learner.memory import LearnerSetting
 from grpo.learner.spec import LearnerSpec
 from tests.e2e.conftest import learner_spec, start_learner
-from tests.e2e.steps import RULES, batch, one_and_two_ranks, rest, weights, worst_cut
+from tests.e2e.steps import RULES, batch, one_and_two_ranks, rested, weights, worst_cut
 
 
 def spec(model: Path, surrogate: str, optimizer: str) -> LearnerSpec:
@@ -98,21 +98,11 @@ def test_states_that_rested_in_host_memory_take_the_same_step(learners, ranks: i
     the first step, when there are no moments yet, and after it. The same with the weights."""
     group, first = learners[ranks]
     data = cut(batch("balanced", {}), ranks, 120)
-    for kind in ("none", "states", "weights"):
-        group.restore(first)
-        group.load([data])
-        for number in range(3):
-            rest(group, kind)
-            group.everywhere("reload")
-            group.step(0, number)
-        rest(group, kind)  # a checkpoint may be written while engines sample
-        group.save(tmp_path / kind)
-        group.everywhere("reload")
-    expected, *found = (weights(tmp_path / kind) for kind in ("none", "states", "weights"))
+    expected, *found = (weights(kept) for kept in rested(group, first, data, tmp_path))
     start = weights(first)
-    for rested in found:
-        assert all(torch.equal(rested[name], expected[name]) for name in expected)
-        assert not all(torch.equal(rested[name], start[name]) for name in start)
+    for after in found:
+        assert all(torch.equal(after[name], expected[name]) for name in expected)
+        assert not all(torch.equal(after[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("learners", LEARNERS[:1], indirect=True, ids="-".join)

@@ -21,7 +21,7 @@ from grpo.learner.spec import LearnerSpec
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.types import Batch, Prompt, Row
 from tests.e2e.conftest import CANARY, learner_spec, start_engines, start_learner
-from tests.e2e.steps import batch, one_and_two_ranks, rest, trained, weights, worst_cut
+from tests.e2e.steps import batch, one_and_two_ranks, rested, trained, weights, worst_cut
 
 EPS, CLIP, KL = 1e-2, 0.05, 0.3
 LORA = {"rank": 4, "alpha": 12, "targets": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
@@ -176,21 +176,11 @@ def test_adapters_whose_states_rested_take_the_same_step(
 ):
     group, first = started.ranks[ranks]
     data = cut(batch("balanced", {}), ranks, 120)
-    for kind in ("none", "states", "weights"):
-        group.restore(first)
-        group.load([data])
-        for number in range(3):
-            rest(group, kind)
-            group.everywhere("reload")
-            group.step(0, number)
-        rest(group, kind)  # a checkpoint may be written while engines sample
-        group.save(tmp_path / kind)
-        group.everywhere("reload")
-    expected, *found = (trained(tmp_path / kind) for kind in ("none", "states", "weights"))
+    expected, *found = (trained(kept) for kept in rested(group, first, data, tmp_path))
     start = trained(first)
-    for rested in found:
-        assert all(torch.equal(rested[name], expected[name]) for name in expected)
-        assert not any(torch.equal(rested[name], start[name]) for name in start)
+    for after in found:
+        assert all(torch.equal(after[name], expected[name]) for name in expected)
+        assert not any(torch.equal(after[name], start[name]) for name in start)
 
 
 @pytest.mark.parametrize("started", KINDS[:1], indirect=True, ids=["tied-adamw"])
