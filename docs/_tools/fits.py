@@ -36,7 +36,10 @@ def families() -> list[tuple[list[str], Recipe]]:
     found: dict[str, tuple[list[str], Recipe]] = {}
     for name, path in shipped("recipes").items():
         recipe = load_recipe(path)
-        seen = (recipe.placement, recipe.model, recipe.sync, recipe.schedule.max_staleness)
+        seen = (
+            *(recipe.placement, recipe.model, recipe.sync, recipe.schedule.max_staleness),
+            recipe.regularization.kl > 0,
+        )
         rollout = recipe.rollout.model_copy(update={"prompts": 1, "group_size": 2})
         learner = recipe.learner.model_copy(update={"lr": 1.0, "warmup_steps": 0})
         names, _ = found.setdefault(repr((seen, rollout, learner)), ([], recipe))

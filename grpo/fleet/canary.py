@@ -8,6 +8,9 @@ from dataclasses import dataclass
 # The share of tokens that the second bound of bfloat16 looks at: all but the furthest tenth, where
 # unlikely tokens stand that rounding alone may move by a nat.
 _HIGH = 0.9
+# The default bounds, in nats.
+FLOAT32_LARGEST = 1e-3
+BFLOAT16_MEAN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,6 @@ class Bounds:
             if bound is not None and not value <= bound:
                 return f"{value:.3g} nats apart {what} (tolerance {bound:g})"
         return None
-
-
-FLOAT32_LARGEST = 1e-3
-BFLOAT16_MEAN = 0.1
 
 
 def not_finite(logprobs: Sequence[float]) -> str | None:

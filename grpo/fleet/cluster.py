@@ -247,9 +247,8 @@ class Cluster:
         where their GPUs do not come free."""
         self._nodes = nodes.alive()
         if not on_gpu():
-            several = len(self._nodes) > 1
-            seats = Seats(*(spread(count, len(self._nodes)) for count in (engines, ranks)))
-            self._seats = seats if several else None
+            there = len(self._nodes)
+            self._seats = Seats(spread(engines, there), spread(ranks, there)) if there > 1 else None
             return
         wanted = Wanted(engines, parallel, ranks, self._colocated)
         gpus = [node.gpus for node in self._nodes]

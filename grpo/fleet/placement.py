@@ -46,10 +46,9 @@ def place(recipe: Recipe, model: str) -> Placement:
     beyond the model's context, for a layout that cannot be placed, and for heads that cannot be
     divided among the GPUs of an engine."""
     check_layout(recipe)
-    if recipe.rollout.tensor_parallel > 1:
-        shape = ModelShape.of(AutoConfig.from_pretrained(model))
-        if (fault := heads_fault(recipe, shape)) is not None:
-            raise UserError(fault)
+    fault = heads_fault(recipe, _shape(model)) if recipe.rollout.tensor_parallel > 1 else None
+    if fault is not None:
+        raise UserError(fault)
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -75,8 +74,11 @@ def _starts_empty(recipe: Recipe, model: str) -> bool:
 def _engine_share(recipe: Recipe, model: str) -> float | None:
     if not (on_gpu() and is_colocated(recipe)):
         return None
-    shape = ModelShape.of(AutoConfig.from_pretrained(model))
-    return share_for(recipe, shape, torch.cuda.get_device_properties(0).total_memory)
+    return share_for(recipe, _shape(model), torch.cuda.get_device_properties(0).total_memory)
+
+
+def _shape(model: str) -> ModelShape:
+    return ModelShape.of(AutoConfig.from_pretrained(model))
 
 
 def share_for(recipe: Recipe, shape: ModelShape, gpu_bytes: float) -> float:

@@ -74,12 +74,16 @@ def context_length(model: str) -> int:
     return int(config.max_position_embeddings)
 
 
+def without_memory(config: Any) -> Any:
+    """A model of this configuration with names and shapes alone."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
 def buffers_to_load(model: str) -> list[str]:
     """What a checkpoint holds beside parameters, by name: routing biases of some mixtures of
     experts, say. The learner does not train it, and a weight update does not bring it."""
-    config: Any = AutoConfig.from_pretrained(model)
-    with torch.device("meta"):  # names without memory
-        whole = AutoModelForCausalLM.from_config(config)
+    whole = without_memory(AutoConfig.from_pretrained(model))
     return sorted(
         set(whole.state_dict()) - {n for n, _ in whole.named_parameters(remove_duplicate=False)}
     )

@@ -32,6 +32,7 @@ SUB_GROUP = 100_000_000
 MAX_LIVE = 1_000_000_000
 
 FLOAT32 = 4
+ITEMSIZE = {"bfloat16": 2, "float32": FLOAT32}
 # Tiles of logits that the head holds, in elements; see grpo.learner.head_kernels.TILES.
 _HEAD_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
 # AdamW's temporaries of a sub-group: torch takes the root and divides it in two tensors on CPU,
@@ -69,7 +70,7 @@ class LearnerSetting:
 
     @property
     def itemsize(self) -> int:
-        return {"bfloat16": 2, "float32": 4}[self.dtype]
+        return ITEMSIZE[self.dtype]
 
     @property
     def parameters(self) -> int:

@@ -179,9 +179,10 @@ class LearnerRank:
         """Between an update and the next step, while engines sample on this GPU: what a forward
         pass has left goes. `weights`: they, too; until they are taken back nothing can be scored,
         and nothing sent."""
-        self._resting.release()
         if weights:
             self._resting.offload_weights()
+        else:
+            self._resting.release()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

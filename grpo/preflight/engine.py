@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 from grpo.config.recipe import Recipe
 from grpo.learner.flops import ModelShape
-from grpo.learner.memory import FLOAT32
+from grpo.learner.memory import FLOAT32, ITEMSIZE
 
 # What vLLM takes for AsyncLLM unless `rollout.engine` sets max_num_batched_tokens or max_num_seqs.
 _BATCHED_TOKENS = 2048
 MOST_SEQUENCES = 128
-_ITEMSIZE = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class EngineMemory:
 
 
 def engine_memory(recipe: Recipe, shape: ModelShape) -> EngineMemory:
-    rollout, e = recipe.rollout, _ITEMSIZE[recipe.model.dtype]
+    rollout, e = recipe.rollout, ITEMSIZE[recipe.model.dtype]
     parallel = rollout.tensor_parallel
     tokens = int(rollout.engine.get("max_num_batched_tokens", _BATCHED_TOKENS))
     sequences = int(rollout.engine.get("max_num_seqs", MOST_SEQUENCES))
@@ -71,7 +70,7 @@ def engine_memory(recipe: Recipe, shape: ModelShape) -> EngineMemory:
 def kv_bytes_per_token(recipe: Recipe, shape: ModelShape) -> float:
     """Keys and values of all layers, over all GPUs of an engine. Of fewer key heads than GPUs each
     GPU has a copy."""
-    itemsize = _ITEMSIZE[recipe.model.dtype]
+    itemsize = ITEMSIZE[recipe.model.dtype]
     if str(recipe.rollout.engine.get("kv_cache_dtype", "auto")).startswith("fp8"):
         itemsize = 1
     heads = max(shape.kv_heads, recipe.rollout.tensor_parallel)

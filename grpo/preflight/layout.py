@@ -104,9 +104,10 @@ def gpus_used(recipe: Recipe, machine: Machine) -> int:
 
 def fault(recipe: Recipe, shape: ModelShape, machine: Machine) -> str | None:
     """Why this recipe cannot be placed on that machine, and what would help; None where it can."""
-    found = None if machine.kind == "cpu" else layout_fault(recipe, machine.each_gpus)
-    found = found or heads_fault(recipe, shape)
-    if found is not None or machine.kind == "cpu":
+    if machine.kind == "cpu":
+        return heads_fault(recipe, shape)
+    found = layout_fault(recipe, machine.each_gpus) or heads_fault(recipe, shape)
+    if found is not None:
         return found
     if takes_turns(recipe, machine) and "gpu_memory_utilization" not in recipe.rollout.engine:
         try:

@@ -4,14 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from grpo.config.lora import LoraConfig
 from grpo.config.recipe import ModelConfig
 from grpo.errors import UserError
-from grpo.learner.base_model import looks_local
+from grpo.learner.base_model import looks_local, without_memory
 from grpo.learner.build import build_tokenizer, model_config
 from grpo.registry import nearest
 
@@ -40,8 +39,7 @@ def describe(lora: LoraConfig, folder: str) -> str:
 
 
 def _describe(lora: LoraConfig, config: Any) -> str:
-    with torch.device("meta"):  # shapes without memory
-        model = AutoModelForCausalLM.from_config(config)
+    model = without_memory(config)
     layers = {
         name: part
         for name, part in model.named_modules()

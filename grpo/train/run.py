@@ -61,7 +61,7 @@ class Trainer:
         self.screen.note(f"resumed after step {state.step} from {checkpoint}")
 
     def begin(self) -> None:
-        """The engines, which have none yet, get the learner's weights, and both score one sequence:
+        """The engines, which have none yet as a rule, get the weights, and both score one sequence:
         what did not arrive shows before anything is sampled."""
         self.parts.sync.update(0)
         apart = self.parts.sync.check_canary(self.recipe.model.dtype)

@@ -1,6 +1,5 @@
 """`NcclSender` against vLLM's NCCLWeightTransferEngine, over a stand-in for NCCL."""
 
-import socket
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
+from grpo.fleet.cluster import free_port
 from grpo.sync.buckets import (
     Bucket,
     WeightMeta,
@@ -152,34 +152,32 @@ def run(case: Case) -> None:
     group.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 # --- senders and engines with one fault each ---
 
 
-class _DoesNotWait(HostNcclSender):
+class _Hasty(HostNcclSender):
+    waits_for_buffers = waits_at_the_end = True
+
     def _send(self) -> None:
         if self._group is None:
             return super()._send()
         buffers = [self._new_buffer(), self._new_buffer()]
         for k, chunk in enumerate(self._chunks):
-            self._send_chunk(chunk, buffers[k % 2][: total_bytes(chunk)], self._streams[k % 2])
-        for stream in self._streams:
-            stream.synchronize()
+            stream = self._streams[k % 2]
+            if self.waits_for_buffers:
+                stream.synchronize()
+            self._send_chunk(chunk, buffers[k % 2][: total_bytes(chunk)], stream)
+        if self.waits_at_the_end:
+            for stream in self._streams:
+                stream.synchronize()
 
 
-class _DoesNotWaitAtTheEnd(HostNcclSender):
-    def _send(self) -> None:
-        if self._group is None:
-            return super()._send()
-        buffers = [self._new_buffer(), self._new_buffer()]
-        for k, chunk in enumerate(self._chunks):
-            self._streams[k % 2].synchronize()
-            self._send_chunk(chunk, buffers[k % 2][: total_bytes(chunk)], self._streams[k % 2])
+class _DoesNotWait(_Hasty):
+    waits_for_buffers = False
+
+
+class _DoesNotWaitAtTheEnd(_Hasty):
+    waits_at_the_end = False
 
 
 class _OtherChunks(HostNcclSender):
