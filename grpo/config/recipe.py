@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from grpo.config.data import Choice, DataConfig, Section
 from grpo.config.engine import refused
+from grpo.config.lasting import CheckpointConfig, DiskConfig, HealConfig, StopConfig
 from grpo.config.lora import LoraConfig
 from grpo.config.suite import SuiteConfig
 from grpo.config.verifier import VerifierConfig
@@ -253,13 +254,6 @@ class SyncConfig(Section):
     canary: CanaryConfig = CanaryConfig()
 
 
-class CheckpointConfig(Section):
-    """When a run's state is saved; the last step always is."""
-
-    every: int = Field(default=50, ge=1, description="steps")
-    keep: int = Field(default=2, ge=1, description="older ones are deleted")
-
-
 class EvalConfig(Section):
     """Evaluations by the run's own engines."""
 
@@ -317,6 +311,9 @@ class Recipe(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     sync: SyncConfig = SyncConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    stop: StopConfig = StopConfig()
+    heal: HealConfig = HealConfig()
+    disk: DiskConfig = DiskConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()
 

@@ -27,7 +27,9 @@ from grpo.store.files import fsync_path, read_json_lines, replacing
 # Keys that leave the run's arithmetic alone, or only say how far it goes: a resume may change them.
 HARMLESS_KEYS = (
     "checkpoint",
+    "disk",
     "eval",
+    "heal",
     "learner.micro_batch_tokens",
     "learner.shared_prefix",
     "learner.timeout_s",
@@ -41,6 +43,7 @@ HARMLESS_KEYS = (
     "rollout.tensor_parallel",
     "rollout.timeout_s",
     "schedule.steps",
+    "stop",
     "sync",
     "verifier.shadows",
     "verifier.timeout_s",
