@@ -78,7 +78,8 @@ class Registry(Mapping[str, Part]):
             p.name: (p.annotation, ... if p.default is p.empty else p.default)
             for p in known.values()
         }
-        model = create_model(name, __config__=ConfigDict(strict=False, extra="forbid"), **fields)
+        config = ConfigDict(strict=False, extra="forbid", allow_inf_nan=False)
+        model = create_model(name, __config__=config, **fields)
         try:
             checked = model(**options)
         except ValidationError as error:

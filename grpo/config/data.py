@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -14,11 +14,25 @@ _GIVEN_TO_TEMPLATES = {
 }
 
 
+# Of every integer in a recipe: what torch, numpy and vLLM hold in 32 bits somewhere.
+LARGEST = 2**31 - 1
+# Seconds in a year: of every time limit, as Python cannot wait for much longer ones.
+YEAR_S = 365 * 24 * 3600
+
+
 class Section(BaseModel):
     """A part of a recipe. Unknown keys are errors, values never change after reading, and
-    nothing is converted: "3" and true are not numbers, 3.7 is not an integer."""
+    nothing is converted: "3" and true are not numbers, 3.7 is not an integer. Numbers are finite,
+    and integers have at most 32 bits."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _integers_are_not_endless(self) -> Self:
+        for key, value in self:
+            if isinstance(value, int) and abs(value) > LARGEST:
+                raise ValueError(f"{key} is {value}: use a number up to {LARGEST}")
+        return self
 
 
 class Choice(BaseModel):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from grpo.config.data import Section
+from grpo.config.data import YEAR_S, Section
 
 
 class CheckpointConfig(Section):
@@ -12,6 +12,7 @@ class CheckpointConfig(Section):
     every_minutes: float = Field(
         default=60,
         ge=0,
+        le=YEAR_S / 60,
         description="and after the first step that ends so long after the last"
         " checkpoint; 0: by steps alone",
     )
@@ -24,6 +25,7 @@ class StopConfig(Section):
     grace_s: float = Field(
         default=60,
         gt=0,
+        le=YEAR_S,
         description="from the signal on; what is not finished and saved by then "
         "is given up. Less than the scheduler waits before it kills",
     )
@@ -34,7 +36,10 @@ class HealConfig(Section):
 
     max_restarts: int = Field(default=3, ge=0, description="of one command; 0: a fault ends it")
     backoff_s: float = Field(
-        default=5, ge=0, description="wait before the first; twice as long before each further one"
+        default=5,
+        ge=0,
+        le=YEAR_S,
+        description="wait before the first; twice as long before each further one",
     )
 
 
@@ -42,5 +47,8 @@ class DiskConfig(Section):
     """A disk that is full, over quota or read-only while a run writes."""
 
     wait_minutes: float = Field(
-        default=30, ge=0, description="tried again every minute for so long; 0: the run ends"
+        default=30,
+        ge=0,
+        le=YEAR_S / 60,
+        description="tried again every minute for so long; 0: the run ends",
     )

@@ -6,85 +6,29 @@ and the `key=value` overrides of the command line into one of them.
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from grpo.config.data import Choice, DataConfig, Section
+from grpo.config.data import YEAR_S, Choice, DataConfig, Section
 from grpo.config.engine import refused
 from grpo.config.lasting import CheckpointConfig, DiskConfig, HealConfig, StopConfig
 from grpo.config.lora import LoraConfig
+from grpo.config.model import BuildConfig as BuildConfig
+from grpo.config.model import ModelConfig
 from grpo.config.suite import SuiteConfig
 from grpo.config.verifier import VerifierConfig
-
-
-class WarmStart(Section):
-    """Supervised training on worked solutions of a generated task, stopped early on purpose."""
-
-    data: DataConfig = Field(description="a generated task, whose rows have worked solutions")
-    until_accuracy: float = Field(default=0.33, gt=0, lt=1, description="held out; then it stops")
-    max_steps: int = Field(default=1000, ge=1, description="not there by then: the run fails")
-    check_every: int = Field(default=10, ge=1, description="steps between measurements")
-    lr: float = Field(default=2e-3, gt=0, description="constant rate of AdamW")
-    batch_size: int = Field(default=128, ge=1, description="worked solutions per step")
-    max_tokens: int = Field(default=96, ge=1, description="longest answer when measuring")
-    held_out: int = Field(default=128, ge=1, description="prompts that the accuracy is measured on")
-
-
-class BuildConfig(Section):
-    """A small Qwen3 built on the spot, with a tokenizer of single characters and a few pieces."""
-
-    hidden_size: int = Field(default=128, ge=32, description="width of the residual stream")
-    layers: int = Field(default=4, ge=1, description="decoder layers")
-    heads: int = Field(default=4, ge=1, description="attention heads")
-    kv_heads: int = Field(default=4, ge=1, description="heads of keys and values")
-    head_dim: int = Field(default=32, description="vLLM on CPU takes 32, 64, 80, 96, 112, 128, ...")
-    intermediate_size: int = Field(default=512, ge=32, description="width of the MLP")
-    context: int = Field(default=512, ge=32, description="longest prompt plus answer, in tokens")
-    tie_embeddings: bool = Field(default=True, description="the head is the embedding's matrix")
-    alphabet: str = Field(description="every character that a prompt or an answer may hold")
-    pieces: list[str] = Field(
-        default=[r"\boxed{"], description="longer strings that are one token each"
-    )
-    warm_start: WarmStart | None = None
-
-
-class ModelConfig(Section):
-    """The starting model: `path` if set, else the one that `build` describes."""
-
-    path: str | None = Field(default=None, description="a folder or a Hugging Face name")
-    build: BuildConfig | None = None
-    dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="of the engines' and the learner's forward passes"
-    )
-    gradient_checkpointing: bool = Field(
-        default=True, description="recompute activations in backward: less memory, more work"
-    )
-    checkpoint_every: int = Field(
-        default=1, ge=1, description="with gradient_checkpointing: of every n-th layer"
-    )
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "ModelConfig":
-        if self.path is None and self.build is None:
-            raise ValueError("needs an origin: path, or build for a small new model")
-        return self
-
-    @model_validator(mode="after")
-    def _checkpoint_every_needs_gradient_checkpointing(self) -> "ModelConfig":
-        if self.checkpoint_every > 1 and not self.gradient_checkpointing:
-            raise ValueError(
-                f"checkpoint_every is {self.checkpoint_every}, but gradient_checkpointing is "
-                "false: set it true, or leave checkpoint_every out"
-            )
-        return self
 
 
 class RolloutConfig(Section):
     """How answers are sampled, and by which engines."""
 
     prompts: int = Field(default=128, ge=1, description="prompts per step")
-    group_size: int = Field(default=16, description="answers per prompt")
+    # The seeds of two groups are 65,536 apart.
+    group_size: int = Field(default=16, le=65536, description="answers per prompt")
     max_tokens: int = Field(default=8192, ge=1, description="longest answer")
-    temperature: float = Field(default=1.0, gt=0, description="the learner divides by it, too")
+    # Below 0.01 vLLM takes 0.01, the learner would not; above 2 vLLM refuses every request.
+    temperature: float = Field(
+        default=1.0, ge=0.01, le=2, description="the learner divides by it, too"
+    )
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1: off")
     top_k: int = Field(default=0, ge=0, description="0: off")
     engines: int = Field(default=1, ge=1, description="vLLM replicas")
@@ -95,7 +39,9 @@ class RolloutConfig(Section):
     engine: dict[str, Any] = Field(
         default={}, description="passed to vLLM's AsyncEngineArgs as they are"
     )
-    timeout_s: float = Field(default=3600, gt=0, description="longest wait for any one group")
+    timeout_s: float = Field(
+        default=3600, gt=0, le=YEAR_S, description="longest wait for any one group"
+    )
 
     @model_validator(mode="after")
     def _groups_and_engines_can_work(self) -> "RolloutConfig":
@@ -123,7 +69,7 @@ class OverlongConfig(Section):
     rollout.max_tokens, then linearly down to -penalty at the limit."""
 
     buffer: int = Field(default=0, ge=0, description="tokens; 0: no punishment")
-    penalty: float = Field(default=1.0, ge=0, description="the largest punishment")
+    penalty: float = Field(default=1.0, ge=0, le=1e6, description="the largest punishment")
     mask_truncated: bool = Field(
         default=False, description="answers cut at the limit count in the group, not in the loss"
     )
@@ -189,7 +135,9 @@ class LearnerConfig(Section):
     )
     weight_decay: float = Field(default=0.1, ge=0, description="of the optimizer; 0: off")
     # Not strict: YAML has lists only.
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), strict=False, description="of adamw")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), strict=False, description="of adamw, each from 0 to below 1"
+    )
     eps: float = Field(default=1e-8, gt=0, description="of adamw")
     grad_clip: float = Field(default=1.0, ge=0, description="0: off")
     micro_batch_tokens: int = Field(
@@ -209,7 +157,17 @@ class LearnerConfig(Section):
     lora: LoraConfig | None = Field(
         default=None, description="train adapters in place of all weights: a fraction of the memory"
     )
-    timeout_s: float = Field(default=3600, gt=0, description="longest wait for a learner call")
+    timeout_s: float = Field(
+        default=3600, gt=0, le=YEAR_S, description="longest wait for a learner call"
+    )
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_below_1(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        for beta in betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"{beta:g} is no decay of a mean: use numbers from 0 to below 1")
+        return betas
 
 
 class ScheduleConfig(Section):
@@ -250,7 +208,7 @@ class SyncConfig(Section):
         "GPUs, ipc where engines and learner share them",
     )
     bucket_mib: int = Field(default=256, ge=1, description="size of one transfer; two exist")
-    timeout_s: float = Field(default=300, gt=0, description="for one whole update")
+    timeout_s: float = Field(default=300, gt=0, le=YEAR_S, description="for one whole update")
     canary: CanaryConfig = CanaryConfig()
 
 

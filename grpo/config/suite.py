@@ -3,9 +3,9 @@
 from datetime import date
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from grpo.config.data import Choice, DataConfig, Section
+from grpo.config.data import YEAR_S, Choice, DataConfig, Section
 
 
 class DateWindow(Section):
@@ -31,11 +31,13 @@ class BenchmarkConfig(Section):
     )
     data: DataConfig
     samples: int = Field(default=8, ge=1, description="answers per problem (k of avg@k)")
-    temperature: float = Field(default=1.0, ge=0, description="0: the likeliest token always")
+    temperature: float = Field(
+        default=1.0, ge=0, le=2, description="0: the likeliest token always; else from 0.01 on"
+    )
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling; 1: off")
     max_tokens: int = Field(default=8192, ge=1, description="longest answer")
     verifier: Choice = Field(default=Choice(name="math"), description="who judges the answers")
-    judge_timeout_s: float = Field(default=10.0, gt=0, description="for one answer")
+    judge_timeout_s: float = Field(default=10.0, gt=0, le=YEAR_S, description="for one answer")
     by: list[str] = Field(default=[], description="columns that the score is broken down by")
     window: DateWindow | None = None
     reference: dict[str, list[str]] = Field(
@@ -46,6 +48,13 @@ class BenchmarkConfig(Section):
     starter: str | None = Field(
         default=None, description="a column with code to complete, shown after the problem"
     )
+
+    @field_validator("temperature")
+    @classmethod
+    def _vllm_takes_the_temperature_as_it_is(cls, temperature: float) -> float:
+        if 0 < temperature < 0.01:
+            raise ValueError(f"{temperature:g} would be 0.01 in vLLM: use 0, or 0.01 at least")
+        return temperature
 
 
 class SuiteConfig(Section):

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from grpo.config.data import Section
+from grpo.config.data import YEAR_S, Section
 
 
 class ShadowConfig(Section):
@@ -36,7 +36,7 @@ class VerifierConfig(Section):
     options: dict[str, Any] = Field(default={}, description="those that the verifier has")
     workers: int = Field(default=2, ge=1, description="processes")
     timeout_s: float = Field(
-        default=10.0, gt=0, description="a worker past it is killed and replaced"
+        default=10.0, gt=0, le=YEAR_S, description="a worker past it is killed and replaced"
     )
     shadows: list[ShadowConfig] = Field(
         default=[],

@@ -16,7 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from grpo.config.recipe import BuildConfig, Choice, DataConfig, Recipe, WarmStart
+from grpo.config.data import Choice, DataConfig
+from grpo.config.model import BuildConfig, WarmStart
+from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import load_rows, render
 from grpo.errors import UserError

@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from grpo.config.recipe import BuildConfig
+from grpo.config.model import BuildConfig
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unk>"
 # A chat is its messages one after the other, each on lines of its own.

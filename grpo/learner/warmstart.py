@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast
 
-from grpo.config.recipe import WarmStart
+from grpo.config.model import WarmStart
 from grpo.errors import RunError
 
 Example = tuple[list[int], list[int]]  # prompt ids, solution ids with the end token

@@ -139,8 +139,8 @@ def test_a_quoted_number_is_no_number_and_one_is_not_true(recipe: Path):
 
 
 def test_a_pair_of_numbers_is_written_as_a_list(recipe: Path):
-    assert load_recipe(recipe, ["learner.betas=[0.8, 1]"]).learner.betas == (0.8, 1.0)
-    assert "got '0.8'" in refused(recipe, 'learner.betas=["0.8", 1]')
+    assert load_recipe(recipe, ["learner.betas=[0, 0.9]"]).learner.betas == (0.0, 0.9)
+    assert "got '0.8'" in refused(recipe, 'learner.betas=["0.8", 0]')
 
 
 def test_a_file_is_found_from_inside_the_folder_of_the_recipe(
