@@ -24,7 +24,7 @@ from grpo.config.load import load_data
 from grpo.data import PromptStream, load_rows
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
-from grpo.learner.base_model import load_tokenizer
+from grpo.learner.model_files import load_tokenizer
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.sync.transport import BACKENDS

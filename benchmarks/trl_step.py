@@ -44,7 +44,7 @@ from grpo.config.load import load_recipe
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
-from grpo.learner.base_model import context_length, load_tokenizer
+from grpo.learner.model_files import context_length, load_tokenizer
 from grpo.store.checkpoint import run_folder
 from grpo.train.run import train
 

@@ -119,14 +119,15 @@ def _declaration(
 
 
 def _tokenizer(model: str) -> Any:
-    from grpo.learner.base_model import load_tokenizer, looks_local
+    from grpo.learner.base_model import looks_local
+    from grpo.learner.model_files import load_tokenizer
 
     if looks_local(model) and not Path(model).is_dir():
         raise UserError(f"--tokenizer {model!r}: no such folder")
     try:
         return load_tokenizer(model)
-    except (OSError, ValueError) as error:
+    except UserError as error:
         raise UserError(
-            f"--tokenizer {model!r} cannot be loaded ({type(error).__name__}): name a model folder "
-            "with a tokenizer in it, or a Hugging Face model that the network reaches"
+            f"--tokenizer {model!r}: {error}. Name a model folder with a tokenizer in it, or a "
+            "Hugging Face model that the network reaches"
         ) from None

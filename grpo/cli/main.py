@@ -32,6 +32,13 @@ Overrides = Annotated[
         help="keys to change, e.g. learner.lr=1e-5 aggregate=token_mean", metavar="[KEY=VALUE]..."
     ),
 ]
+Engine = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="for vLLM's engine, e.g. max_num_seqs=64; as often as needed", metavar="KEY=VALUE"
+    ),
+]
+TrustRemoteCode = Annotated[bool, typer.Option(help="run the Python files that the model brings")]
 
 
 app.add_typer(data_app, name="data")
@@ -106,12 +113,8 @@ def evaluate(
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="GPUs of one engine, for a model larger than one")
     ] = 1,
-    engine: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="for vLLM's engine, e.g. max_num_seqs=64; as often as needed", metavar="KEY=VALUE"
-        ),
-    ] = None,
+    engine: Engine = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate a run, a checkpoint or any model on a suite: avg@k, pass@k, best@k, maj@k with 95 %
     intervals, as a table and as JSON, all answers beside it. The same command goes on after an
@@ -139,7 +142,8 @@ def evaluate(
         _check_machine()
         from grpo.eval.run import EngineOptions, evaluate_model
 
-        options = EngineOptions(dtype, engines, tensor_parallel, _engine_options(engine or []))
+        extra = _engine_options(engine or [])
+        options = EngineOptions(dtype, engines, tensor_parallel, extra, trust_remote_code)
         evaluate_model(target, load_suite(suite, changes), options, out, Screen())
 
 

@@ -41,7 +41,8 @@ from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.placement import gpus_fault, gpus_of_run
 from grpo.fleet.start import needed_everywhere
-from grpo.learner.base_model import context_length, load_tokenizer, local_model
+from grpo.learner.base_model import local_model
+from grpo.learner.model_files import context_length, load_tokenizer
 from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.sampling import Sampling, group_seed
@@ -234,12 +235,14 @@ class EngineOptions:
     engines: how many; None: as many as fit the GPUs that there are, on CPU one
     tensor_parallel: GPUs that one engine is spread over
     extra: passed to vLLM's AsyncEngineArgs as it is
+    trust_remote_code: the model's own code may be run
     """
 
     dtype: str = "float32"
     engines: int | None = None
     tensor_parallel: int = 1
     extra: Mapping[str, Any] = field(default_factory=dict)
+    trust_remote_code: bool = False
 
     def count(self) -> int:
         """Raises UserError where there are too few GPUs, on this machine or in the Ray cluster
@@ -293,14 +296,14 @@ def evaluate_model(
     if why := refused(options.extra, of_eval=True):
         raise UserError(f"--engine sets {why}")
     model = target_model(target)
-    max_model_len = options.max_model_len(context_length(model))
+    max_model_len = options.max_model_len(context_length(model, options.trust_remote_code))
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
     with StopRequest(screen).listening() as stop, ExitStack() as opened:
         bench = Bench(
             rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
-            tokenizer=load_tokenizer(model),
+            tokenizer=load_tokenizer(model, options.trust_remote_code),
             max_model_len=max_model_len,
             verifiers=VerifierPools(len(os.sched_getaffinity(0)), tuple(suite.plugins)),
             screen=screen,
@@ -333,6 +336,7 @@ def _engines_on_demand(
             tensor_parallel=options.tensor_parallel,
             transfer_backend=BACKENDS["nccl" if on_gpu() else "gloo"],
             extra=dict(options.extra),
+            trust_remote_code=options.trust_remote_code,
         )
         # One engine takes every core by itself; several share them.
         threads = None if count == 1 else max(1, len(os.sched_getaffinity(0)) // count)

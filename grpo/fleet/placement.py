@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoConfig
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
 from grpo.fleet.bundles import in_words, most_engines
 from grpo.fleet.environment import ray_address
-from grpo.learner.base_model import buffers_to_load, context_length
 from grpo.learner.flops import ModelShape
 from grpo.learner.memory import GIB, setting_of, share_beside
+from grpo.learner.model_files import buffers_to_load, context_length, read_config
 from grpo.rollout.engine import on_gpu
 from grpo.sync.transport import pick_transport
 
@@ -46,9 +45,7 @@ def place(recipe: Recipe, model: str) -> Placement:
     beyond the model's context, for a layout that cannot be placed, and for heads that cannot be
     divided among the GPUs of an engine."""
     check_layout(recipe)
-    fault = heads_fault(recipe, _shape(model)) if recipe.rollout.tensor_parallel > 1 else None
-    if fault is not None:
-        raise UserError(fault)
+    check_heads(recipe, model)
     return Placement(
         colocated=is_colocated(recipe),
         transport=transport_of(recipe),
@@ -60,6 +57,14 @@ def place(recipe: Recipe, model: str) -> Placement:
     )
 
 
+def check_heads(recipe: Recipe, model: str) -> None:
+    """Raises UserError where the attention heads cannot be divided among an engine's GPUs."""
+    if recipe.rollout.tensor_parallel == 1:
+        return
+    if (fault := heads_fault(recipe, _shape(recipe, model))) is not None:
+        raise UserError(fault)
+
+
 # With these of vLLM's arguments there is more to load than an update brings: a model that drafts,
 # or files that a loader of its own reads.
 _LOADS_MORE = ("speculative_config", "model_loader_extra_config")
@@ -68,17 +73,19 @@ _LOADS_MORE = ("speculative_config", "model_loader_extra_config")
 def _starts_empty(recipe: Recipe, model: str) -> bool:
     if any(key in recipe.rollout.engine for key in _LOADS_MORE):
         return False
-    return not buffers_to_load(model)
+    return not buffers_to_load(model, recipe.model.trust_remote_code)
 
 
 def _engine_share(recipe: Recipe, model: str) -> float | None:
     if not (on_gpu() and is_colocated(recipe)):
         return None
-    return share_for(recipe, _shape(model), torch.cuda.get_device_properties(0).total_memory)
+    return share_for(
+        recipe, _shape(recipe, model), torch.cuda.get_device_properties(0).total_memory
+    )
 
 
-def _shape(model: str) -> ModelShape:
-    return ModelShape.of(AutoConfig.from_pretrained(model))
+def _shape(recipe: Recipe, model: str) -> ModelShape:
+    return ModelShape.of(read_config(model, recipe.model.trust_remote_code))
 
 
 def share_for(recipe: Recipe, shape: ModelShape, gpu_bytes: float) -> float:
@@ -281,7 +288,11 @@ def transport_of(recipe: Recipe) -> str:
 
 def model_length(recipe: Recipe, model: str) -> int:
     """The longest prompt plus answer, in tokens. Raises UserError beyond the model's context."""
-    context = context_length(model)
+    return length_within(recipe, context_length(model, recipe.model.trust_remote_code))
+
+
+def length_within(recipe: Recipe, context: int) -> int:
+    """The same where the context is known."""
     length = recipe.rollout.max_model_len or context
     if length > context:
         raise UserError(

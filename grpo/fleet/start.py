@@ -32,6 +32,7 @@ def engine_spec(recipe: Recipe, model: str, placement: Placement) -> EngineSpec:
         tensor_parallel=recipe.rollout.tensor_parallel,
         transfer_backend=BACKENDS[placement.transport],
         extra=ours | recipe.rollout.engine,
+        trust_remote_code=recipe.model.trust_remote_code,
     )
 
 

@@ -1,20 +1,18 @@
 """Gets the model that a run starts from into a local folder: found, downloaded or built."""
 
 import json
-import logging
 import random
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
 )
+from transformers import PreTrainedTokenizerFast
 
 from grpo.config.data import Choice, DataConfig
 from grpo.config.model import BuildConfig, WarmStart
@@ -23,6 +21,7 @@ from grpo.console import Screen
 from grpo.data import load_rows, render
 from grpo.errors import UserError
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
+from grpo.learner.model_files import in_short
 from grpo.learner.warmstart import Example, sample, warm_start
 from grpo.verify import VERIFIERS
 
@@ -63,32 +62,37 @@ def local_model(path: str) -> str:
     try:
         return snapshot_download(path)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"model.path {path!r} is no local folder and could not be downloaded from the "
-            f"Hugging Face hub ({type(error).__name__}): check the name and the network, or give "
-            "the path of a local copy"
-        ) from error
+        raise _not_downloaded(path, error) from error
 
 
-def context_length(model: str) -> int:
-    """The most tokens that prompt and answer together may have."""
-    config: Any = AutoConfig.from_pretrained(model)
-    return int(config.max_position_embeddings)
-
-
-def without_memory(config: Any) -> Any:
-    """A model of this configuration with names and shapes alone."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
-
-
-def buffers_to_load(model: str) -> list[str]:
-    """What a checkpoint holds beside parameters, by name: routing biases of some mixtures of
-    experts, say. The learner does not train it, and a weight update does not bring it."""
-    whole = without_memory(AutoConfig.from_pretrained(model))
-    return sorted(
-        set(whole.state_dict()) - {n for n, _ in whole.named_parameters(remove_duplicate=False)}
+def _not_downloaded(path: str, error: Exception) -> UserError:
+    """The hub's own words say what only it knows: that a licence must be accepted, a token is
+    missing, a name is another's."""
+    mend = "Check the name and the network, or give the path of a local copy"
+    if isinstance(error, GatedRepoError):
+        mend = (
+            f"Accept its terms at https://huggingface.co/{path}, then log in with `hf auth login` "
+            "or set HF_TOKEN"
+        )
+    said = in_short(error)
+    if (cause := error.__cause__) is not None and in_short(cause) not in said:
+        said = f"{said} {in_short(cause)}"
+    return UserError(
+        f"model.path {path!r} is no local folder and could not be downloaded from the Hugging Face "
+        f"hub. {mend}. The hub says ({type(error).__name__}): {said}"
     )
+
+
+def at_hand(path: str) -> Path | None:
+    """The model's folder without the network: a local one, or what the Hugging Face cache has of
+    it; None where nothing is here."""
+    if looks_local(path):
+        return Path(path).expanduser()
+    try:
+        cached = try_to_load_from_cache(path, "config.json")
+    except HFValidationError as error:
+        raise _not_downloaded(path, error) from error
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def prepare_model(recipe: Recipe, folder: Path, screen: Screen) -> str:
@@ -100,11 +104,6 @@ def prepare_model(recipe: Recipe, folder: Path, screen: Screen) -> str:
     if not (folder / BUILT).exists():
         _build(recipe.model.build, recipe, folder, screen)
     return str(folder.resolve())
-
-
-def load_tokenizer(model: str) -> Any:
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    return AutoTokenizer.from_pretrained(model)
 
 
 def _build(config: BuildConfig, recipe: Recipe, folder: Path, screen: Screen) -> None:

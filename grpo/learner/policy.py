@@ -100,13 +100,15 @@ def load_policy(
     temperature: float,
     gradient_checkpointing: bool,
     checkpoint_every: int = 1,
+    *,
+    trust: bool = False,
 ) -> Policy:
     """Loads the model and puts it into training shape. Inside a live `HfDeepSpeedConfig` the
-    weights are partitioned while they load."""
+    weights are partitioned while they load. `trust`: the model's own code may be run."""
     implementation = attention_implementation()
     attention.register(implementation)
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation=implementation
+        path, dtype=dtype, attn_implementation=implementation, trust_remote_code=trust
     )
     model.config.use_cache = False
     if gradient_checkpointing:

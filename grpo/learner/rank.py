@@ -7,10 +7,10 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from grpo.learner.attention import segments
+from grpo.learner.export import write_model
 from grpo.learner.lora import (
     add_adapters,
     base_sums,
@@ -59,6 +59,7 @@ class LearnerRank:
             recipe.rollout.temperature,
             recipe.model.gradient_checkpointing,
             recipe.model.checkpoint_every,
+            trust=recipe.model.trust_remote_code,
         )
         lora = recipe.learner.lora
         if lora is not None:
@@ -216,8 +217,8 @@ class LearnerRank:
         adapters merged into the weights."""
         weights = self._source.whole(keep=self._rank == 0)
         if self._rank == 0:
-            self._engine.module.model.save_pretrained(folder, state_dict=weights)
-            AutoTokenizer.from_pretrained(self._spec.model).save_pretrained(folder)
+            trust = self._spec.recipe.model.trust_remote_code
+            write_model(self._engine.module.model, weights, self._spec.model, folder, trust)
         if self._world_size > 1:
             dist.barrier()
 

@@ -21,7 +21,8 @@ class Reference:
     def __init__(self, spec: LearnerSpec, config: dict[str, Any]):
         recipe = spec.recipe
         dtype, temperature = torch_dtype(recipe.model.dtype), recipe.rollout.temperature
-        policy = load_policy(spec.model, dtype, temperature, False)
+        trust = recipe.model.trust_remote_code
+        policy = load_policy(spec.model, dtype, temperature, False, trust=trust)
         engine, *_ = deepspeed.initialize(model=policy.eval(), config=config)
         self._engine: Any = engine
 

@@ -5,15 +5,13 @@ network: OWNER--NAME.json, the facts of the published config.json that matter fo
 """
 
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoConfig
 
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError
-from grpo.learner.base_model import looks_local
+from grpo.learner.base_model import at_hand, looks_local
 from grpo.learner.build import build_tokenizer, model_config
 from grpo.learner.flops import ModelShape
+from grpo.learner.model_files import read_config
 
 _KNOWN = Path(__file__).parent / "models"
 
@@ -31,27 +29,15 @@ def model_shape(recipe: Recipe) -> tuple[ModelShape, str]:
         build = recipe.model.build
         assert build is not None
         return ModelShape.of(model_config(build, build_tokenizer(build))), "model.build"
-    folder = Path(path).expanduser()
+    folder, trust = Path(path).expanduser(), recipe.model.trust_remote_code
     if looks_local(path):
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path {path!r} has no config.json: point it at a model folder")
-        return ModelShape.of(_read(path, str(folder))), f"{folder}/config.json"
-    try:
-        cached: Any = AutoConfig.from_pretrained(path, local_files_only=True)
-        return ModelShape.of(cached), f"{path} in the Hugging Face cache"
-    except (OSError, ValueError):
-        pass  # not there
+        return ModelShape.of(read_config(str(folder), trust)), f"{folder}/config.json"
+    if (cached := at_hand(path)) is not None:
+        of_cache = read_config(str(cached), trust)
+        return ModelShape.of(of_cache), f"{path} in the Hugging Face cache"
     known = known_models().get(path)
     if known is not None:
-        return ModelShape.of(_read(path, str(known))), f"{path} as the package knows it"
-    return ModelShape.of(_read(path, path)), f"{path} on the Hugging Face hub"
-
-
-def _read(path: str, place: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.path {path!r}: its configuration cannot be read ({error}); check the name and "
-            "the network, or give the path of a local copy"
-        ) from error
+        return ModelShape.of(read_config(str(known))), f"{path} as the package knows it"
+    return ModelShape.of(read_config(path, trust)), f"{path} on the Hugging Face hub"

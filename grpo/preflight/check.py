@@ -1,7 +1,6 @@
 """`grpo check`: everything about a recipe that can be known without starting it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,13 +11,11 @@ from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import check_layout, transport_of
-from grpo.learner.base_model import check_model_folder, looks_local
 from grpo.preflight.lora import check_lora
+from grpo.preflight.model import Fact, check_model
 from grpo.registry import call
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
-
-Fact = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_layout(recipe)
     rows = local_rows(recipe.data)
     facts = [
-        ("model", _check_model(recipe)),
+        *check_model(recipe),
         ("data", describe(recipe.data, rows)),
         (
             "answers per step",
@@ -93,16 +90,3 @@ def _check_advantage(recipe: Recipe) -> None:
         call(advantage, rewards_G, step=step)
     except ValueError as error:
         raise UserError(f"advantage {name!r}, groups of {len(rewards_G)}: {error}") from error
-
-
-def _check_model(recipe: Recipe) -> str:
-    path, build = recipe.model.path, recipe.model.build
-    if path is None:
-        assert build is not None
-        return f"built: {build.layers} layers of {build.hidden_size}"
-    if not looks_local(path):
-        return f"{path} (from the Hugging Face hub)"
-    if not Path(path).expanduser().is_dir():
-        raise UserError(f"model.path {path!r}: no such folder")
-    check_model_folder(Path(path).expanduser())
-    return path

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
 
 from grpo.config.lora import LoraConfig
 from grpo.config.recipe import ModelConfig
 from grpo.errors import UserError
-from grpo.learner.base_model import looks_local, without_memory
+from grpo.learner.base_model import looks_local
 from grpo.learner.build import build_tokenizer, model_config
+from grpo.learner.model_files import read_config, without_memory
 from grpo.registry import nearest
 
 # Its logprobs are made tile by tile from its weight alone, see `grpo.learner.head`.
@@ -23,23 +23,19 @@ def check_lora(lora: LoraConfig, model: ModelConfig) -> str:
     on the hub is looked at once it is here, by `describe`."""
     if model.path is None:
         assert model.build is not None
-        return _describe(lora, model_config(model.build, build_tokenizer(model.build)))
+        config = model_config(model.build, build_tokenizer(model.build))
+        return _describe(lora, without_memory(config))
     if not looks_local(model.path):
         return f"{_settings(lora)}; targets are looked for once the model is here"
-    return describe(lora, str(Path(model.path).expanduser()))
+    return describe(lora, str(Path(model.path).expanduser()), model.trust_remote_code)
 
 
-def describe(lora: LoraConfig, folder: str) -> str:
-    """The same for the model in a folder."""
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/config.json cannot be read: {error}") from error
-    return _describe(lora, config)
+def describe(lora: LoraConfig, folder: str, trust: bool = False) -> str:
+    """The same for the model in a folder. `trust`: its own code may be run."""
+    return _describe(lora, without_memory(read_config(folder, trust), trust))
 
 
-def _describe(lora: LoraConfig, config: Any) -> str:
-    model = without_memory(config)
+def _describe(lora: LoraConfig, model: Any) -> str:
     layers = {
         name: part
         for name, part in model.named_modules()

@@ -25,6 +25,7 @@ class EngineSpec:
     tensor_parallel: int
     transfer_backend: str
     extra: dict[str, Any]
+    trust_remote_code: bool = False
 
 
 def on_gpu() -> bool:
@@ -66,6 +67,7 @@ def engine_arguments(spec: EngineSpec) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": spec.model,
         "dtype": spec.dtype,
+        "trust_remote_code": spec.trust_remote_code,
         "seed": spec.seed,
         "max_model_len": spec.max_model_len,
         "tensor_parallel_size": spec.tensor_parallel,

@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from grpo.rollout.engine import EngineSpec, engine_arguments
 from grpo.rollout.sampling import Sampling
+from grpo.rollout.stops import stop_tokens
 from grpo.types import Group, Prompt, Response, VersionSpan
 
 
@@ -29,7 +30,9 @@ class RolloutWorker:
 
     def __init__(self, spec: EngineSpec):
         self._spec = spec
-        self._tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            spec.model, trust_remote_code=spec.trust_remote_code
+        )
         self._stop_token_ids = stop_tokens(spec.model, self._tokenizer.eos_token_id)
         self._open = asyncio.Event()
         self._running: set[str] = set()
@@ -153,17 +156,3 @@ class RolloutWorker:
 
     async def stop(self) -> None:
         self._engine.shutdown()
-
-
-def stop_tokens(model: str, eos_token_id: int | None) -> list[int]:
-    """The tokenizer's end token and those of the model's generation_config.json."""
-    from transformers import GenerationConfig
-
-    stops = [] if eos_token_id is None else [eos_token_id]
-    try:
-        configured = GenerationConfig.from_pretrained(model).eos_token_id
-    except OSError:  # the model ships none
-        configured = None
-    if isinstance(configured, int):
-        configured = [configured]
-    return sorted({*stops, *(configured or [])})

@@ -15,8 +15,10 @@ from grpo.fleet.learner import Learner
 from grpo.fleet.placement import Placement, place
 from grpo.fleet.start import start_workers
 from grpo.fleet.weights import WeightSync
-from grpo.learner.base_model import load_tokenizer, prepare_model
+from grpo.learner.base_model import looks_local, prepare_model
+from grpo.learner.model_files import load_tokenizer
 from grpo.preflight.lora import describe as describe_lora
+from grpo.preflight.model import examine
 from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
@@ -57,7 +59,7 @@ def open_run(
     have been read already."""
     with ExitStack() as stack:
         model = prepare_model(recipe, folder.model, screen)
-        tokenizer = load_tokenizer(model)
+        tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         placement = place(recipe, model)
         stream = PromptStream(
             load_rows(recipe.data) if rows is None else rows,
@@ -115,10 +117,13 @@ def _verifier_pool(recipe: Recipe) -> VerifierPool:
 
 
 def _announce(recipe: Recipe, model: str, placement: Placement, screen: Screen) -> None:
-    """What is started. The last look at the model before that: UserError for adapters that do not
-    fit one which had to be downloaded first."""
+    """What is started. The last look at the model before that: UserError for one which had to be
+    downloaded first and is found out now, or which the adapters do not fit."""
+    if recipe.model.path is not None and not looks_local(recipe.model.path):
+        examine(recipe, model)
     if recipe.learner.lora is not None:
-        screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model)}")
+        trust = recipe.model.trust_remote_code
+        screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model, trust)}")
     screen.note("starting vLLM and DeepSpeed")
     _tell_shares(recipe, placement, screen)
 

@@ -21,8 +21,8 @@ from grpo.eval import run as evaluate
 from grpo.eval.result import load
 from grpo.eval.run import Bench, EngineOptions, VerifierPools, run_suite, weights_identity
 from grpo.eval.store import judged_by, read_answers
-from grpo.learner.base_model import load_tokenizer
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
+from grpo.learner.model_files import load_tokenizer
 from grpo.rollout.sampling import Sampling
 from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder

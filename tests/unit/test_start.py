@@ -15,9 +15,9 @@ from grpo.errors import UserError
 from grpo.fleet.placement import Placement, place, share_for
 from grpo.fleet.start import engine_spec, needed_everywhere, start_workers
 from grpo.fleet.weights import WeightSync
-from grpo.learner.base_model import buffers_to_load
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.memory import GIB, LearnerSetting, setting_of, share_beside
+from grpo.learner.model_files import buffers_to_load
 
 RECIPE = Recipe.model_validate(
     {
