@@ -84,7 +84,10 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
 
         loaded = load_recipe(recipe, overrides or [])
         import_plugins(loaded.plugin_names())
-        Screen().table(f"{recipe} is fine", ("what", "value"), check_recipe(loaded).facts)
+        checked, screen = check_recipe(loaded), Screen()
+        screen.table(f"{recipe} is fine", ("what", "value"), checked.facts)
+        for warning in checked.warnings:
+            screen.warn(warning)
 
 
 @app.command(name="eval")

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from grpo.errors import RunError, UserError
 from grpo.fleet.environment import RAY_ADDRESS, ray_address
+from grpo.fleet.places import check_places
 
 _KNOCK_S = 10.0
 RESERVE_S = 60.0  # for GPUs that another run has just given back
@@ -41,6 +42,7 @@ def connect() -> None:
     """Joins the Ray cluster that RAY_ADDRESS names, or starts a Ray here. Raises UserError where
     none answers at that address, or does not let this process in."""
     address = ray_address()
+    check_places()
     if address is not None:
         _knock(address)
     # By default Ray's workers yield the CPU to every other process on the machine.

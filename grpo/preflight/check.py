@@ -11,8 +11,10 @@ from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import check_layout, transport_of
+from grpo.fleet.places import check_places
 from grpo.preflight.lora import check_lora
 from grpo.preflight.model import Fact, check_model
+from grpo.preflight.room import check_output, room_for_checkpoints, shared_memory_warning
 from grpo.registry import call
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
@@ -22,10 +24,12 @@ from grpo.verify.ready import check_verifier
 class Checked:
     """facts: what the recipe comes to, as (what, value)
     rows: of `data`, as they were read; None where they are still on the hub
+    warnings: what may end the run all the same
     """
 
     facts: list[Fact]
     rows: list[Row] | None
+    warnings: list[str]
 
 
 def check_recipe(recipe: Recipe) -> Checked:
@@ -44,6 +48,8 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_verifier(verifier.name, verifier.options, verifier.timeout_s, "verifier.timeout_s")
     for shadow in verifier.shadows:
         check_verifier(shadow.name, shadow.options, verifier.timeout_s, "verifier.timeout_s")
+    check_places()
+    check_output(recipe)
     check_layout(recipe)
     rows = local_rows(recipe.data)
     facts = [
@@ -63,7 +69,11 @@ def check_recipe(recipe: Recipe) -> Checked:
         facts.append(("shadow verifiers", ", ".join(one.shown_as for one in verifier.shadows)))
     for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
         facts.append((f"benchmark {benchmark.name}", check_benchmark(benchmark)))
-    return Checked(facts, rows)
+    room = room_for_checkpoints(recipe)
+    if room is not None:
+        facts.append(("checkpoints", room.in_words))
+    warnings = [room and room.lack, shared_memory_warning(recipe)]
+    return Checked(facts, rows, [warning for warning in warnings if warning])
 
 
 def _estimator(recipe: Recipe) -> str:

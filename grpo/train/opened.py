@@ -19,6 +19,7 @@ from grpo.learner.base_model import looks_local, prepare_model
 from grpo.learner.model_files import load_tokenizer
 from grpo.preflight.lora import describe as describe_lora
 from grpo.preflight.model import examine
+from grpo.preflight.room import room_for_checkpoints, shared_memory_warning
 from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
@@ -124,8 +125,19 @@ def _announce(recipe: Recipe, model: str, placement: Placement, screen: Screen) 
     if recipe.learner.lora is not None:
         trust = recipe.model.trust_remote_code
         screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model, trust)}")
+    _tell_room(recipe, screen)
     screen.note("starting vLLM and DeepSpeed")
     _tell_shares(recipe, placement, screen)
+
+
+def _tell_room(recipe: Recipe, screen: Screen) -> None:
+    """Raises UserError where no checkpoint would fit on the disk."""
+    room = room_for_checkpoints(recipe)
+    if room is not None:
+        room.check()
+    for warning in (room and room.lack, shared_memory_warning(recipe)):
+        if warning:
+            screen.warn(warning)
 
 
 def _tell_shares(recipe: Recipe, placement: Placement, screen: Screen) -> None:
