@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # a verifier's process needs verdicts, not three seconds of t
 
 FinishReason = Literal["stop", "length", "abort"]
 
+# Of a reward, either way. Squares of larger ones leave float64, and beside them no other counts.
+MOST_REWARD = 1e6
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

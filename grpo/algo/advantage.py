@@ -18,6 +18,7 @@ from grpo.registry import Registry
 ADVANTAGES: Registry[Callable[..., Tensor]] = Registry("advantage", supplied=("step",))
 
 FLAT_TOLERANCE = 1e-8
+_MOST = 1e100  # far beyond `grpo.types.MOST_REWARD`; sums of squares of a step stay finite
 
 Epsilon = Annotated[float, Field(ge=0)]
 
@@ -35,10 +36,13 @@ def is_flat_group(rewards_G: Tensor) -> bool:
     """Whether the rewards [G] differ by no more than rounding, so that no sibling beats another.
 
     Their standard deviation (over G) is measured against max(1, max |r|).
-    Raises ValueError where a reward is not finite or there is none.
+    Raises ValueError where a reward is not finite, so large that its square is not, or there is
+    none.
     """
     if rewards_G.numel() == 0 or not bool(torch.isfinite(rewards_G).all()):
         raise ValueError(f"a group needs rewards and all of them finite, got {rewards_G.tolist()}")
+    if bool((rewards_G.double().abs() > _MOST).any()):
+        raise ValueError(f"rewards must be finite when squared, got {rewards_G.tolist()}")
     rewards_G = rewards_G.double()
     scale = max(1.0, float(rewards_G.abs().max()))
     return float(rewards_G.std(correction=0)) <= FLAT_TOLERANCE * scale

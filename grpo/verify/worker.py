@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from grpo.plugins import import_plugins
 from grpo.registry import call
-from grpo.types import Verdict
+from grpo.types import MOST_REWARD, Verdict
 from grpo.verify import VERIFIERS
 
 Verifier = Callable[..., Verdict]  # see grpo/verify/registry.py
@@ -159,16 +159,26 @@ def judge(
     start = time.perf_counter()
     try:
         verdict = call(verifier, response, answer, **facts)
-        if not math.isfinite(verdict.reward):
-            raise ValueError(f"reward {verdict.reward} is not finite")
-        plain = Verdict(
-            float(verdict.reward), str(verdict.parsed)[:_PARSED_CAP], str(verdict.reason)
-        )
+        plain = Verdict(_reward(verdict), str(verdict.parsed)[:_PARSED_CAP], str(verdict.reason))
     except MemoryError as error:  # maybe what earlier answers left behind
         return crash(_describe(error), time.perf_counter() - start), True
     except BaseException as error:  # foreign code on hostile text: what it raises is the verdict
         return crash(_describe(error), time.perf_counter() - start), False
     return dataclasses.replace(plain, seconds=time.perf_counter() - start), False
+
+
+def _reward(verdict: Any) -> float:
+    """Of what a verifier gave, which may be anything."""
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"it gave {type(verdict).__name__}, and a verdict is grpo.types.Verdict")
+    reward: Any = verdict.reward
+    if isinstance(reward, str | bytes):  # float() would read it
+        raise TypeError(f"reward {reward!r} is text: give a number")
+    if not math.isfinite(reward):
+        raise ValueError(f"reward {reward} is not finite")
+    if abs(reward) > MOST_REWARD:
+        raise ValueError(f"reward {reward} is beyond {MOST_REWARD:,.0f}: scale it down")
+    return float(reward)
 
 
 def _describe(error: BaseException) -> str:
