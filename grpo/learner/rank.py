@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
+from grpo.errors import UserError
 from grpo.learner.attention import segments
 from grpo.learner.export import write_model
 from grpo.learner.lora import (
@@ -22,7 +23,7 @@ from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.reference import BaseModel, Reference
 from grpo.learner.resting import Resting
-from grpo.learner.spec import LearnerSpec, learning_rate
+from grpo.learner.spec import LearnerSpec, learning_rate, set_options
 from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
 from grpo.plugins import import_plugins
@@ -205,10 +206,17 @@ class LearnerRank:
         )
 
     def restore(self, folder: Path) -> None:
-        """Raises UserError where the base is not the one that the adapters were trained on."""
+        """Raises UserError where the folder has no state of this rank, or the base is not the one
+        that the adapters were trained on."""
         # Not strict, as the frozen parameters are not in it.
         strict = self._lora is None
-        _, state = self._engine.load_checkpoint(str(folder), tag="zero", load_module_strict=strict)
+        found, state = self._engine.load_checkpoint(
+            str(folder), tag="zero", load_module_strict=strict
+        )
+        if found is None:  # DeepSpeed says so in its log, and goes on
+            raise UserError(f"{folder} has no state of learner rank {self._rank}")
+        # The state brings the settings that it was saved with; those of the recipe hold.
+        set_options(self._engine.optimizer.param_groups, self._spec.recipe.learner)
         if self._lora is not None:
             check_same_base(base_sums(self._engine.module), state["base"], self._spec.model)
 

@@ -1,7 +1,9 @@
 """What a learner rank builds; the driver reads this without loading DeepSpeed."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from grpo.config.recipe import LearnerConfig, Recipe
 
@@ -27,6 +29,15 @@ class LearnerSpec:
         """Of the whole run; they shape the decay of the learning rate."""
         schedule = self.recipe.schedule
         return schedule.steps * schedule.passes * schedule.minibatches
+
+
+def set_options(param_groups: Iterable[dict[str, Any]], config: LearnerConfig) -> None:
+    """Gives an optimizer the recipe's options, the learning rate apart."""
+    options: dict[str, Any] = {"weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
+        options |= {"betas": config.betas, "eps": config.eps}
+    for group in param_groups:
+        group.update(options)
 
 
 def learning_rate(config: LearnerConfig, step: int, total: int) -> float:

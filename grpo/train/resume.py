@@ -9,6 +9,7 @@ from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.facts import facts
+from grpo.train.fork import named_checkpoint
 
 
 def eval_path(folder: RunFolder, step: int) -> Path:
@@ -23,8 +24,10 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
         _check_recipe(recipe, wanted, folder, screen, resume)
     if resume == "never":
         checkpoint = None
+    elif resume == "auto":
+        checkpoint = folder.latest_checkpoint()
     else:
-        checkpoint = folder.latest_checkpoint() if resume == "auto" else _named_checkpoint(resume)
+        checkpoint = named_checkpoint(resume, recipe, folder, screen)
     step = 0 if checkpoint is None else TrainState.load(checkpoint).step
     folder.begin(wanted, facts())
     aside = folder.rewind(step)
@@ -62,10 +65,3 @@ def _check_recipe(
             f"schedule.steps was {steps}, now {recipe.schedule.steps}: from here on the {decay} "
             "decay of the learning rate ends at the new number"
         )
-
-
-def _named_checkpoint(name: str) -> Path:
-    path = Path(name)
-    if not (path / "state.json").is_file():
-        raise UserError(f"--resume {name}: not a checkpoint folder (no state.json in it)")
-    return path.resolve()
