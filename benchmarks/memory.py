@@ -98,12 +98,13 @@ def spec(case: Case, model: Path) -> Any:
 def measure(sender: Any, case: Case, model: Path) -> None:
     """In a process of its own: bytes at rest and at the peak, above the libraries, and seconds."""
     os.environ["DS_ACCELERATOR"] = "cpu"
-    from grpo.fleet.cluster import free_port
+    from grpo.fleet.cluster import hold_port
     from grpo.learner.rank import LearnerRank
 
     warm_up, measured = batch(case, 2, PROMPT + 2), batch(case, case.sequences, case.length)
     before = start_peak()
-    rank = LearnerRank(spec(case, model), 0, 1, "127.0.0.1", free_port())
+    held = hold_port()
+    rank = LearnerRank(spec(case, model), 0, 1, "127.0.0.1", held.getsockname()[1])
     rank.load(warm_up)
     rank.step(0, 0)
     resident = start_peak() - before

@@ -53,10 +53,13 @@ class _Host:
         _log_to(log)
         self._worker = make() if make is not None else None
         self._fault: Exception | None = None
+        self._held: list[socket.socket] = []
 
     def meeting_point(self) -> tuple[str, int]:
-        """An address of this machine, and a port that is free on it."""
-        return ray.util.get_node_ip_address(), free_port()
+        """An address of this machine, and a port that is free on it: kept for this process, which
+        listens there much later, once its libraries are imported."""
+        self._held.append(hold_port())
+        return ray.util.get_node_ip_address(), self._held[-1].getsockname()[1]
 
     def make_worker(self, make: Callable[[], Any]) -> None:
         try:
@@ -92,10 +95,13 @@ def _make_learner_rank(
     return LearnerRank(spec, rank, world_size, address, port)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+def hold_port() -> socket.socket:
+    """Keeps a free port from everybody else while the socket is open. It does not listen, so that
+    who asks for this very port with SO_REUSEADDR gets it, as the stores of torch and vLLM do."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    return held
 
 
 class Worker:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from grpo.fleet.cluster import free_port
+from grpo.fleet.cluster import hold_port
 from grpo.sync.buckets import (
     Bucket,
     WeightMeta,
@@ -79,7 +79,8 @@ class Group:
         self._case = case
         first = learner_members("nccl", case.ranks)
         world_size = first + case.engines * case.tensor_parallel
-        port = free_port()
+        self._held = hold_port()
+        port = self._held.getsockname()[1]
         self._wire = Wire(port, world_size)
         meeting = Meeting("nccl", "127.0.0.1", port, 0, world_size, case.bucket_bytes, DEADLINE_S)
         self.learners = [Learner(case, meeting, rank) for rank in range(case.ranks)]
