@@ -55,6 +55,27 @@ def eval_prompts(
     return prompts
 
 
+# Tokens that a chat template puts around a turn, at most.
+_AROUND = 16
+
+
+def check_prompts(
+    rows: Sequence[Row], config: DataConfig, tokenizer: PreTrainedTokenizerBase, longest_prompt: int
+) -> None:
+    """Raises UserError for a prompt that would end the run once it is dealt, or where the template
+    cannot be filled. Few are rendered: text has no more tokens than bytes."""
+    if not rows:
+        return
+    shortest = min(rows, key=lambda row: len(row.asked))
+    added = len(render(shortest, config, tokenizer))
+    if config.long_prompts != "error":
+        return
+    for row in rows:
+        most = len(row.asked.encode()) + added + _AROUND * (1 + len(row.earlier))
+        if most > longest_prompt and (n := len(render(row, config, tokenizer))) > longest_prompt:
+            raise UserError(_too_long(row, n, longest_prompt, config))
+
+
 def _too_long(row: Row, length: int, limit: int, config: DataConfig) -> str:
     return (
         f"data {config.name!r}, row {row.id!r}: its prompt has {length} tokens, and the model's "

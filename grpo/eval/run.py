@@ -15,7 +15,7 @@ from grpo.config.suite import BenchmarkConfig, SuiteConfig
 from grpo.console import Screen
 from grpo.data import eval_prompts
 from grpo.errors import Interrupted, UserError
-from grpo.eval.check import check_benchmark
+from grpo.eval.check import check_benchmark, longest_prompt
 from grpo.eval.history import history, track
 from grpo.eval.result import (
     BenchmarkResult,
@@ -101,14 +101,9 @@ def run_suite(suite: SuiteConfig, bench: Bench) -> list[BenchmarkResult]:
 
 
 def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | None:
-    longest_prompt = bench.max_model_len - config.max_tokens
-    if longest_prompt < 1:
-        raise UserError(
-            f"benchmark {config.name!r}: max_tokens {config.max_tokens} leaves no room for a "
-            f"prompt in the model's {bench.max_model_len} tokens: lower it"
-        )
+    longest = longest_prompt(config, bench.max_model_len)
     rows = benchmark_rows(config)
-    asked = eval_prompts(rows, config.data, bench.tokenizer, longest_prompt)
+    asked = eval_prompts(rows, config.data, bench.tokenizer, longest)
     store = _store(config, asked, bench)
     with bench.verifiers.pool(config.verifier, config.judge_timeout_s) as verifier:
         waiting = _answers(config, asked, bench, store, verifier)

@@ -13,7 +13,7 @@ from grpo.eval.check import check_benchmark
 from grpo.fleet.placement import check_layout, transport_of
 from grpo.fleet.places import check_places
 from grpo.preflight.lora import check_lora
-from grpo.preflight.model import Fact, check_model
+from grpo.preflight.model import Fact, check_lengths, check_model
 from grpo.preflight.room import check_output, room_for_checkpoints, shared_memory_warning
 from grpo.registry import call
 from grpo.types import Row
@@ -52,8 +52,9 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_output(recipe)
     check_layout(recipe)
     rows = local_rows(recipe.data)
+    model = check_model(recipe)
     facts = [
-        *check_model(recipe),
+        *model.facts,
         ("data", describe(recipe.data, rows)),
         (
             "answers per step",
@@ -69,6 +70,8 @@ def check_recipe(recipe: Recipe) -> Checked:
         facts.append(("shadow verifiers", ", ".join(one.shown_as for one in verifier.shadows)))
     for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
         facts.append((f"benchmark {benchmark.name}", check_benchmark(benchmark)))
+    if model.max_model_len is not None:
+        check_lengths(recipe, rows, model.tokenizer, model.max_model_len)
     room = room_for_checkpoints(recipe)
     if room is not None:
         facts.append(("checkpoints", room.in_words))

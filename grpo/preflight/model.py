@@ -1,15 +1,20 @@
 """The starting model, looked at before anything is started: whatever would end the run later on."""
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from grpo.config.recipe import Recipe
+from grpo.data.stream import check_prompts
 from grpo.errors import UserError
+from grpo.eval.check import check_fits
 from grpo.fleet.placement import check_heads, length_within, model_length
 from grpo.learner import attention
 from grpo.learner.base_model import at_hand, check_model_folder, looks_local
+from grpo.learner.build import build_tokenizer
 from grpo.learner.export import write_model
 from grpo.learner.model_files import (
     code_of,
@@ -21,6 +26,7 @@ from grpo.learner.model_files import (
 from grpo.learner.policy import attention_implementation
 from grpo.learner.weight_files import check_weights
 from grpo.rollout.stops import stop_tokens
+from grpo.types import Row
 
 Fact = tuple[str, str]
 
@@ -28,42 +34,64 @@ Fact = tuple[str, str]
 _PARTS = ("model", "lm_head")
 
 
-def check_model(recipe: Recipe) -> list[Fact]:
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of a run's model; tokenizer and max_model_len (tokens of prompt and answer
+    together) are None for one that is still on the hub."""
+
+    facts: list[Fact]
+    tokenizer: Any = None
+    max_model_len: int | None = None
+
+
+def check_model(recipe: Recipe) -> Model:
     """What the recipe's model comes to. Raises UserError for what cannot work. One that is still
     on the hub is looked at by `examine` once it is here."""
     path, build = recipe.model.path, recipe.model.build
     if path is None:
         assert build is not None
-        length_within(recipe, build.context)
-        return [("model", f"built: {build.layers} layers of {build.hidden_size}")]
+        said = ("model", f"built: {build.layers} layers of {build.hidden_size}")
+        return Model([said], build_tokenizer(build), length_within(recipe, build.context))
     folder = at_hand(path)
     if folder is None:
-        return [("model", f"{path} (from the Hugging Face hub, looked at once it is here)")]
-    if looks_local(path):
-        if not folder.is_dir():
-            raise UserError(f"model.path {path!r}: no such folder")
-        check_model_folder(folder)
-        return [("model", path), *examine(recipe, str(folder))]
-    return [("model", f"{path} (in the Hugging Face cache)"), *examine(recipe, str(folder))]
+        return Model([("model", f"{path} (from the Hugging Face hub, looked at once it is here)")])
+    if not looks_local(path):
+        return examine(recipe, str(folder), f"{path} (in the Hugging Face cache)")
+    if not folder.is_dir():
+        raise UserError(f"model.path {path!r}: no such folder")
+    check_model_folder(folder)
+    return examine(recipe, str(folder), path)
 
 
-def examine(recipe: Recipe, folder: str) -> list[Fact]:
+def examine(recipe: Recipe, folder: str, shown: str) -> Model:
     """Of a folder: that its files can be read and agree, that the learner knows its parts, that its
     end tokens are known, and that a checkpoint of it can be exported. In the Hugging Face cache
     some of it may be missing, and is left out."""
     trust = recipe.model.trust_remote_code
     config = read_config(folder, trust)
-    model_length(recipe, folder)
+    length = model_length(recipe, folder)
     check_heads(recipe, folder)
     model = _in_the_learner(config, folder, trust)
     weights = check_weights(Path(folder), bool(config.get_text_config().tie_word_embeddings))
     tokenizer = load_tokenizer(folder, trust)
     stop_tokens(folder, tokenizer.eos_token_id)
     _try_export(model, folder, trust)
-    facts = [("weights", weights)]
+    facts = [("model", shown), ("weights", weights)]
     if trust and (code := code_of(folder)):
         facts.append(("code of the model that runs", ", ".join(code)))
-    return facts
+    return Model(facts, tokenizer, length)
+
+
+def check_lengths(
+    recipe: Recipe, rows: Sequence[Row] | None, tokenizer: Any, max_model_len: int
+) -> None:
+    """Raises UserError where a prompt, of the data or of a benchmark, does not fit into the model's
+    context beside an answer: it would end the run once it is dealt. `rows`: those of the data."""
+    if rows is not None:
+        longest = max_model_len - recipe.rollout.max_tokens
+        check_prompts(rows, recipe.data, tokenizer, longest)
+    for benchmark in recipe.eval.suite.benchmarks if recipe.eval.suite else []:
+        check_fits(benchmark, tokenizer, max_model_len)
 
 
 def _in_the_learner(config: Any, folder: str, trust: bool) -> Any:

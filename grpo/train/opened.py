@@ -18,7 +18,7 @@ from grpo.fleet.weights import WeightSync
 from grpo.learner.base_model import looks_local, prepare_model
 from grpo.learner.model_files import load_tokenizer
 from grpo.preflight.lora import describe as describe_lora
-from grpo.preflight.model import examine
+from grpo.preflight.model import check_lengths, examine
 from grpo.preflight.room import room_for_checkpoints, shared_memory_warning
 from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
@@ -62,8 +62,10 @@ def open_run(
         model = prepare_model(recipe, folder.model, screen)
         tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
         placement = place(recipe, model)
+        rows = load_rows(recipe.data) if rows is None else rows
+        check_lengths(recipe, rows, tokenizer, placement.max_model_len)
         stream = PromptStream(
-            load_rows(recipe.data) if rows is None else rows,
+            rows,
             recipe.data,
             tokenizer,
             seed=recipe.seed,
@@ -121,7 +123,7 @@ def _announce(recipe: Recipe, model: str, placement: Placement, screen: Screen) 
     """What is started. The last look at the model before that: UserError for one which had to be
     downloaded first and is found out now, or which the adapters do not fit."""
     if recipe.model.path is not None and not looks_local(recipe.model.path):
-        examine(recipe, model)
+        examine(recipe, model, recipe.model.path)
     if recipe.learner.lora is not None:
         trust = recipe.model.trust_remote_code
         screen.note(f"LoRA: {describe_lora(recipe.learner.lora, model, trust)}")

@@ -45,7 +45,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def check(model: Path, *overrides: str) -> Result:
-    told = [f"model.path={model}", "rollout.max_tokens=8", *overrides]
+    told = [f"model.path={model}", "rollout.max_tokens=8", "eval.suite=null", *overrides]
     return CliRunner().invoke(app, ["check", "tiny_cpu", *told])
 
 
