@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from grpo.learner.model_files import load_tokenizer
 
@@ -18,6 +19,7 @@ def write_model(
 ) -> None:
     """Makes `folder` one that transformers and vLLM load. `source`: the folder that the model was
     loaded from; how it generates and its tokenizer come from there."""
+    disable_progress_bar()
     generation = Path(source) / _GENERATION
     if generation.is_file():
         # As it is: training changes nothing of it, and many published ones (a temperature without

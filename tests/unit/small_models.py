@@ -16,9 +16,13 @@ class MineConfig(Qwen3Config):
     model_type = "mine"
 """,
     "modeling_mine.py": """
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from .configuration_mine import MineConfig
+
+
+class MineModel(Qwen3Model):
+    config_class = MineConfig
 
 
 class MineForCausalLM(Qwen3ForCausalLM):
@@ -46,6 +50,11 @@ def small_model(folder: Path, tied: bool = True) -> Path:
 def model_with_code(folder: Path) -> Path:
     """The same, but of an architecture that only its own files know."""
     small_model(folder)
+    bring_code(folder)
+    return folder
+
+
+def bring_code(folder: Path) -> None:
     for name, text in CODE.items():
         (folder / name).write_text(text)
     changed(
@@ -54,10 +63,10 @@ def model_with_code(folder: Path) -> Path:
         architectures=["MineForCausalLM"],
         auto_map={
             "AutoConfig": "configuration_mine.MineConfig",
+            "AutoModel": "modeling_mine.MineModel",
             "AutoModelForCausalLM": "modeling_mine.MineForCausalLM",
         },
     )
-    return folder
 
 
 def changed(path: Path, **keys: Any) -> None:
