@@ -128,6 +128,6 @@ def _tokenizer(model: str) -> Any:
         return load_tokenizer(model)
     except UserError as error:
         raise UserError(
-            f"--tokenizer {model!r} cannot be loaded: {error}. Name a model folder with a tokenizer in it, or a "
-            "Hugging Face model that the network reaches"
+            f"--tokenizer {model!r} cannot be loaded: {error}. Name a model folder with a "
+            "tokenizer in it, or a Hugging Face model that the network reaches"
         ) from None

@@ -46,6 +46,7 @@ from grpo.learner.model_files import context_length, load_tokenizer
 from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
 from grpo.rollout.sampling import Sampling, group_seed
+from grpo.rollout.stops import stop_tokens
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder
 from grpo.sync.transport import BACKENDS
@@ -292,13 +293,15 @@ def evaluate_model(
         raise UserError(f"--engine sets {why}")
     model = target_model(target)
     max_model_len = options.max_model_len(context_length(model, options.trust_remote_code))
+    tokenizer = load_tokenizer(model, options.trust_remote_code)
+    stop_tokens(model, tokenizer.eos_token_id)  # raises here what would end every engine
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
     with StopRequest(screen).listening() as stop, ExitStack() as opened:
         bench = Bench(
             rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
-            tokenizer=load_tokenizer(model, options.trust_remote_code),
+            tokenizer=tokenizer,
             max_model_len=max_model_len,
             verifiers=VerifierPools(len(os.sched_getaffinity(0)), tuple(suite.plugins)),
             screen=screen,

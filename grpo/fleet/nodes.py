@@ -57,9 +57,13 @@ def connect() -> None:
             logging_level=logging.ERROR,
             configure_logging=False,
         )
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         if address is None:
-            raise
+            raise RunError(
+                f"Ray does not start on this machine ({type(error).__name__}: "
+                f"{' '.join(str(error).split())}). Its logs are in the folder ray of RAY_TMPDIR, "
+                "TMPDIR or /tmp"
+            ) from error
         ray.shutdown()  # versions are compared when the session is already half open
         raise _nobody_at(address, error) from error
 

@@ -23,6 +23,7 @@ from grpo.errors import UserError
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.model_files import in_short
 from grpo.learner.warmstart import Example, sample, warm_start
+from grpo.learner.weight_files import listed_files
 from grpo.verify import VERIFIERS
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -44,6 +45,15 @@ def check_model_folder(folder: Path) -> None:
             f"model folder {folder} has no {' and no '.join(lacking)}: point model.path at a "
             "folder that save_pretrained wrote for both model and tokenizer"
         )
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether everything is there: what somebody asked the hub's cache for may be a part."""
+    try:
+        check_model_folder(folder)
+    except UserError:
+        return False
+    return all((folder / file).exists() for file in listed_files(folder))
 
 
 def looks_local(path: str) -> bool:

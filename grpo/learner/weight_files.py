@@ -53,17 +53,28 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         alone = folder / _ONE
         files = [alone] if alone.is_file() else sorted(folder.glob("*.safetensors"))
         return {name: file for file in files for name in _names(file)}
-    try:
-        listed: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{index} cannot be read ({type(error).__name__}: {error}). {_AGAIN}"
-        ) from None
+    listed = _listed(index)
     inside = {file: set(_names(folder / file)) for file in sorted(set(listed.values()))}
     for name, file in listed.items():
         if name not in inside[file]:
             raise UserError(f"{folder / file} has no {name}, which {index} says. {_AGAIN}")
     return {name: folder / file for name, file in listed.items()}
+
+
+def listed_files(folder: Path) -> set[str]:
+    """The files of weights that the index names; none where there is no index."""
+    index = folder / _INDEX
+    return set(_listed(index).values()) if index.is_file() else set()
+
+
+def _listed(index: Path) -> dict[str, str]:
+    """Tensor -> file, as the index says."""
+    try:
+        return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{index} cannot be read ({type(error).__name__}: {error}). {_AGAIN}"
+        ) from None
 
 
 def _names(file: Path) -> list[str]:

@@ -13,7 +13,7 @@ from grpo.errors import UserError
 from grpo.eval.check import check_fits
 from grpo.fleet.placement import check_heads, length_within, model_length
 from grpo.learner import attention
-from grpo.learner.base_model import at_hand, check_model_folder, looks_local
+from grpo.learner.base_model import at_hand, check_model_folder, is_whole, looks_local
 from grpo.learner.build import build_tokenizer
 from grpo.learner.export import write_model
 from grpo.learner.model_files import (
@@ -53,7 +53,7 @@ def check_model(recipe: Recipe) -> Model:
         said = ("model", f"built: {build.layers} layers of {build.hidden_size}")
         return Model([said], build_tokenizer(build), length_within(recipe, build.context))
     folder = at_hand(path)
-    if folder is None:
+    if folder is None or not (looks_local(path) or is_whole(folder)):
         return Model([("model", f"{path} (from the Hugging Face hub, looked at once it is here)")])
     if not looks_local(path):
         return examine(recipe, str(folder), f"{path} (in the Hugging Face cache)")
@@ -65,8 +65,7 @@ def check_model(recipe: Recipe) -> Model:
 
 def examine(recipe: Recipe, folder: str, shown: str) -> Model:
     """Of a folder: that its files can be read and agree, that the learner knows its parts, that its
-    end tokens are known, and that a checkpoint of it can be exported. In the Hugging Face cache
-    some of it may be missing, and is left out."""
+    end tokens are known, and that a checkpoint of it can be exported."""
     trust = recipe.model.trust_remote_code
     config = read_config(folder, trust)
     length = model_length(recipe, folder)

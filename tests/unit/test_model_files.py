@@ -269,7 +269,45 @@ def test_a_generation_config_that_says_no_ids_is_refused(model, text):
     assert "generation_config.json" in re_flowed(refused(model))
 
 
+def test_an_evaluation_refuses_it_before_an_engine_starts(model, tmp_path):
+    (model / "generation_config.json").write_text("[]")
+    told = ["eval", str(model), "--suite", "arithmetic", "--out", str(tmp_path / "result.json")]
+    result = CliRunner().invoke(app, told)
+    assert result.exit_code == 2, result.output
+    assert "generation_config.json holds no JSON object" in re_flowed(result.output)
+
+
 # --- the hub ---
+
+
+@pytest.fixture
+def cached(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model in the hub's cache, as owner/name."""
+    cache = tmp_path / "hub" / "models--owner--name"
+    snapshot = cache / "snapshots" / ("0" * 40)
+    snapshot.parent.mkdir(parents=True)
+    model.rename(snapshot)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return snapshot
+
+
+def test_a_model_in_the_hubs_cache_is_looked_at_like_a_folder(cached):
+    result = check(Path("owner/name"))
+    assert result.exit_code == 0 and "owner/name (in the Hugging Face cache)" in result.output
+    changed(cached / "config.json", tie_word_embeddings=False)
+    assert "hold no lm_head" in refused(Path("owner/name"))
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", WEIGHTS, "model-2.safetensors"])
+def test_a_part_of_a_model_in_the_hubs_cache_is_no_fault(cached, missing):
+    if missing == "model-2.safetensors":
+        in_two_shards(cached)
+    (cached / missing).unlink()
+    result = check(Path("owner/name"))
+    assert result.exit_code == 0, result.output
+    assert "looked at once it is here" in result.output
 
 
 class _Gated(http.server.BaseHTTPRequestHandler):
