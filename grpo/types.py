@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -121,6 +122,8 @@ class ScoredGroup:
 
     penalties: what shaping took from the verdicts' rewards (0 or below); () where it did not run
     masked: which responses take part in the group's statistics but teach nothing; () for none
+    left_out: which responses take part in nothing: no verifier came to an end with them, or with
+        too few of their siblings; () for none. Their advantage is 0 and means nothing
     shadows: what shadow verifiers say of each response, by their names; () where there are none
     """
 
@@ -130,17 +133,31 @@ class ScoredGroup:
     penalties: tuple[float, ...] = ()
     masked: tuple[bool, ...] = ()
     shadows: tuple[Mapping[str, Verdict], ...] = ()
+    left_out: tuple[bool, ...] = ()
+
+    @property
+    def counted(self) -> tuple[bool, ...]:
+        """Which responses take part in the group's statistics."""
+        return tuple(not out for out in self.left_out) or (True,) * len(self.verdicts)
+
+    @property
+    def learned_from(self) -> tuple[bool, ...]:
+        """Which responses the learner gets, where it gets the group."""
+        masked = self.masked or (False,) * len(self.verdicts)
+        return tuple(c and not m for c, m in zip(self.counted, masked, strict=True))
 
     @property
     def accuracies(self) -> list[float]:
-        """The verdicts' own rewards, before shaping."""
-        return [verdict.reward for verdict in self.verdicts]
+        """The verdicts' own rewards, before shaping; of the counted responses alone."""
+        return list(compress([verdict.reward for verdict in self.verdicts], self.counted))
 
     @property
     def rewards(self) -> list[float]:
+        """What advantages are made of; of the counted responses alone."""
         if not self.penalties:
             return self.accuracies
-        return [r + p for r, p in zip(self.accuracies, self.penalties, strict=True)]
+        taken = compress(self.penalties, self.counted)
+        return [r + p for r, p in zip(self.accuracies, taken, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

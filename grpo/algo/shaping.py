@@ -1,7 +1,9 @@
-"""What happens to groups between verdicts and advantages: long answers, flat groups."""
+"""What happens to groups between verdicts and advantages: answers that no verifier came to an end
+with, long answers, flat groups."""
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -20,7 +22,37 @@ def is_flat(rewards: Sequence[float]) -> bool:
 def is_informative(group: ScoredGroup) -> bool:
     """Whether the verdicts differ, and an answer is left to learn from. Punished lengths make no
     group informative, as in DAPO, whose filter looks at the accuracy alone."""
-    return not is_flat(group.accuracies) and not (group.masked and all(group.masked))
+    return any(group.learned_from) and not is_flat(group.accuracies)
+
+
+def settle_stopped(
+    group: ScoredGroup,
+    *,
+    on_failure: Literal["drop", "lowest"],
+    lowest_reward: float | None,
+    least: int,
+) -> ScoredGroup:
+    """The group with the answers settled on which the verifier crashed or ran out of time.
+
+    Such a verdict comes with a reward of 0, and nothing is known of the answer: where rewards are
+    -1 and 1, that 0 would beat a wrong answer.
+
+    drop: they are left out, of the statistics as of the loss. What the others get is what they
+        would get without them. Where fewer than `least` are judged, the group is left out whole.
+    lowest: they get `lowest_reward`, or 0 where it is None; less where a sibling has less, so that
+        no failure beats a wrong answer of its group.
+    """
+    stopped = tuple(verdict.was_stopped for verdict in group.verdicts)
+    if not any(stopped):
+        return group
+    judged = [v.reward for v in group.verdicts if not v.was_stopped]
+    if on_failure == "lowest":
+        lowest = min([lowest_reward or 0.0, *judged])
+        verdicts = [replace(v, reward=lowest) if v.was_stopped else v for v in group.verdicts]
+        return replace(group, verdicts=tuple(verdicts))
+    if len(judged) < least:
+        stopped = (True,) * len(stopped)
+    return replace(group, left_out=stopped)
 
 
 def overlong_penalty(length: int, max_tokens: int, buffer: int) -> float:

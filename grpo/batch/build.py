@@ -20,7 +20,8 @@ from grpo.types import Batch, ScoredGroup
 def with_advantages(
     groups: Sequence[ScoredGroup], advantage: Callable[..., Tensor]
 ) -> list[ScoredGroup]:
-    """The groups with `advantage` of their rewards filled in."""
+    """The groups with `advantage` of their rewards filled in. It sees the counted responses alone;
+    the others get 0."""
     step = StepRewards(
         [torch.tensor(group.rewards, dtype=torch.float64) for group in groups],
         [torch.tensor(_lengths(group)) for group in groups],
@@ -29,14 +30,24 @@ def with_advantages(
     for group, rewards_G in zip(groups, step.rewards, strict=True):
         advantages_G = call(advantage, rewards_G, step=step)
         assert advantages_G.shape == rewards_G.shape, f"{advantages_G.shape} for {rewards_G.shape}"
-        filled.append(replace(group, advantages=tuple(advantages_G.tolist())))
+        filled.append(_with_advantages_of_counted(group, advantages_G))
     return filled
 
 
+def counted_advantages(group: ScoredGroup) -> Tensor:
+    """[G] float64, of the counted responses alone."""
+    counted = itertools.compress(group.advantages, group.counted)
+    return torch.tensor(list(counted), dtype=torch.float64)
+
+
 def with_factors(group: ScoredGroup, factors_G: Tensor) -> ScoredGroup:
-    """The group with each advantage multiplied by its factor."""
-    weighed_G = torch.tensor(group.advantages, dtype=torch.float64) * factors_G
-    return replace(group, advantages=tuple(weighed_G.tolist()))
+    """The group with the advantage of each counted response multiplied by its factor."""
+    return _with_advantages_of_counted(group, counted_advantages(group) * factors_G)
+
+
+def _with_advantages_of_counted(group: ScoredGroup, advantages_G: Tensor) -> ScoredGroup:
+    left = iter(advantages_G.tolist())
+    return replace(group, advantages=tuple(next(left) if c else 0.0 for c in group.counted))
 
 
 def split_minibatches(groups: Sequence[ScoredGroup], count: int) -> list[list[ScoredGroup]]:
@@ -49,11 +60,10 @@ def split_minibatches(groups: Sequence[ScoredGroup], count: int) -> list[list[Sc
 
 
 def _lengths(scored: ScoredGroup) -> list[int]:
-    """Tokens of each response that count; none of a masked one do."""
+    """Tokens of each counted response that are learned from; none of a masked one are."""
     lengths = [len(response.token_ids) for response in scored.group.responses]
-    if not scored.masked:
-        return lengths
-    return [0 if m else n for n, m in zip(lengths, scored.masked, strict=True)]
+    learned = [n if kept else 0 for n, kept in zip(lengths, scored.learned_from, strict=True)]
+    return list(itertools.compress(learned, scored.counted))
 
 
 def rollout_lengths(groups: Sequence[ScoredGroup]) -> Tensor:
@@ -69,10 +79,10 @@ def make_batch(
     regularize: Callable[..., Tensor] = token_mean,
     rollout_lengths_N: Tensor | None = None,
 ) -> Batch:
-    """The groups of one optimizer step, flat and in order, without their masked responses, with
-    the weights that `aggregate` and `regularize` (aggregators, options bound) give them.
+    """The groups of one optimizer step, flat and in order, without what is masked or left out of
+    them, with the weights that `aggregate` and `regularize` (aggregators, options bound) give them.
 
-    Every group has its advantages, no response is empty and one at least is not masked: dropping
+    Every group has its advantages, no response is empty and one at least is left: dropping
     aborted ones is for the caller, who knows whether to sample again.
     """
     assert groups, "a step without groups"
@@ -87,8 +97,9 @@ def make_batch(
         assert len(scored.advantages) == len(responses), f"prompt {prompt.serial}: no advantages"
         assert prompt.token_ids, f"prompt {prompt.serial} has no tokens"
         prompt_ids = np.asarray(prompt.token_ids, dtype=np.int64)
+        learned_from = scored.learned_from
         for index, response in enumerate(responses):
-            if scored.masked and scored.masked[index]:
+            if not learned_from[index]:
                 continue
             num_tokens = len(response.token_ids)
             assert num_tokens > 0, f"prompt {prompt.serial}: an empty response"

@@ -1,6 +1,6 @@
 """What a recipe may say of those who judge: every key with its type, range and default."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,15 @@ class VerifierConfig(Section):
     workers: int = Field(default=2, ge=1, description="processes")
     timeout_s: float = Field(
         default=10.0, gt=0, le=YEAR_S, description="a worker past it is killed and replaced"
+    )
+    on_failure: Literal["drop", "lowest"] = Field(
+        default="drop",
+        description="answers on which it crashes or runs out of time. drop: they take no part; "
+        "lowest: they get the lowest reward",
+    )
+    lowest_reward: float | None = Field(
+        default=None,
+        description="that the verifier can give; default: 0, or what a sibling has that has less",
     )
     shadows: list[ShadowConfig] = Field(
         default=[],

@@ -81,6 +81,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> Pa
     rows: list[dict[str, Any]] = []
     for scored in groups:
         prompt = scored.group.prompt
+        advantages_known = [c and bool(scored.advantages) for c in scored.counted]
         for index, response in enumerate(scored.group.responses):
             verdict = scored.verdicts[index]
             versions = [span.version for span in response.versions]
@@ -97,7 +98,7 @@ def write_rollouts(folder: Path, step: int, groups: Sequence[ScoredGroup]) -> Pa
                     "penalty": scored.penalties[index] if scored.penalties else 0.0,
                     "parsed": _utf8(verdict.parsed),
                     "reason": _utf8(verdict.reason),
-                    "advantage": scored.advantages[index] if scored.advantages else None,
+                    "advantage": scored.advantages[index] if advantages_known[index] else None,
                     "length": len(response.token_ids),
                     "finish_reason": response.finish_reason,
                     "policy_version_min": min(versions, default=None),

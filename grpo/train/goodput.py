@@ -1,12 +1,14 @@
 """What a step's tokens cost and what became of them: the share that became gradient, and why the
 rest did not."""
 
+from itertools import compress
+
 from grpo.algo.shaping import is_flat
 from grpo.batch.build import rollout_lengths
 from grpo.train.groups import Collected
 from grpo.types import ScoredGroup
 
-CAUSES = ("flat", "truncated", "stale", "aborted")
+CAUSES = ("flat", "truncated", "unjudged", "stale", "aborted")
 
 
 def throughput_metrics(
@@ -36,11 +38,13 @@ def goodput(collected: Collected) -> dict[str, float]:
     learned = 0
     for group in collected.sampled:
         flat = _is_flat(group)
-        masked = group.masked or (False,) * len(group.verdicts)
-        for response, is_masked in zip(group.group.responses, masked, strict=True):
-            if flat:
+        fates = zip(group.group.responses, group.counted, group.learned_from, strict=True)
+        for response, is_counted, is_learned_from in fates:
+            if not is_counted:
+                lost["unjudged"] += len(response.token_ids)
+            elif flat:
                 lost["flat"] += len(response.token_ids)
-            elif is_masked:
+            elif not is_learned_from:
                 lost["truncated"] += len(response.token_ids)
             else:
                 learned += len(response.token_ids)
@@ -52,7 +56,8 @@ def goodput(collected: Collected) -> dict[str, float]:
 
 
 def _is_flat(group: ScoredGroup) -> bool:
+    if not any(group.counted):
+        return False  # nobody knows
     if not group.advantages:  # the learner did not get it
         return is_flat(group.accuracies)
-    masked = group.masked or (False,) * len(group.verdicts)
-    return not any(a for a, m in zip(group.advantages, masked, strict=True) if not m)
+    return not any(compress(group.advantages, group.learned_from))

@@ -3,12 +3,18 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 
-from grpo.algo.shaping import is_informative, shape
+import torch
+
+from grpo.algo import ADVANTAGES
+from grpo.algo.advantage import StepRewards
+from grpo.algo.shaping import is_informative, settle_stopped, shape
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import RunError
+from grpo.registry import call
 from grpo.train.metrics import short_reason
 from grpo.types import Group, ScoredGroup, Verdict
 from grpo.verify.pool import VerifierPool
@@ -43,6 +49,7 @@ class PendingVerdicts:
     def __init__(self, recipe: Recipe, verifier: VerifierPool):
         self._recipe = recipe
         self._verifier = verifier
+        self._least = least_siblings(recipe)
         self._pending: list[tuple[Group, list[Future[Verdict]]]] = []
 
     @property
@@ -65,7 +72,7 @@ class PendingVerdicts:
                 waiting.append((group, verdicts))
                 continue
             scored = shape(
-                ScoredGroup(group, tuple(verdict.result() for verdict in verdicts)),
+                self._settled(group, [verdict.result() for verdict in verdicts]),
                 max_tokens=self._recipe.rollout.max_tokens,
                 buffer=overlong.buffer,
                 penalty=overlong.penalty,
@@ -74,6 +81,15 @@ class PendingVerdicts:
             groups.append(scored)
         self._pending = waiting
         return groups
+
+    def _settled(self, group: Group, verdicts: Sequence[Verdict]) -> ScoredGroup:
+        config = self._recipe.verifier
+        return settle_stopped(
+            ScoredGroup(group, tuple(verdicts)),
+            on_failure=config.on_failure,
+            lowest_reward=config.lowest_reward,
+            least=self._least,
+        )
 
 
 def submit(group: Group, verifier: VerifierPool) -> list[Future[Verdict]]:
@@ -89,6 +105,19 @@ def submit(group: Group, verifier: VerifierPool) -> list[Future[Verdict]]:
         )
         for response in group.responses
     ]
+
+
+def least_siblings(recipe: Recipe) -> int:
+    """How many judged answers a group needs: two, to compare, or as many as the recipe's advantage
+    takes (pass_at_k takes no fewer than k)."""
+    advantage = ADVANTAGES.bind(recipe.advantage.name, recipe.advantage.options)
+    for size in range(2, recipe.rollout.group_size):
+        rewards_G = torch.zeros(size, dtype=torch.float64)
+        rewards_G[0] = 1
+        with suppress(ValueError):
+            call(advantage, rewards_G, step=StepRewards([rewards_G], [torch.ones(size)]))
+            return size
+    return recipe.rollout.group_size
 
 
 def num_tokens(group: Group) -> int:
@@ -113,7 +142,7 @@ def select_groups(
     # In prompt order, whichever finished first: the same batch on every run.
     ordered = sorted(sampled, key=lambda scored: scored.group.prompt.serial)
     if mode == "keep":
-        return ordered, [g for g in ordered if not (g.masked and all(g.masked))]
+        return ordered, [g for g in ordered if any(g.learned_from)]
     used = [group for group in ordered if is_informative(group)]
     if mode == "replace" and not used:
         raise RunError(_all_flat(ordered))
@@ -126,8 +155,12 @@ def select_groups(
 
 
 def _all_flat(sampled: list[ScoredGroup]) -> str:
-    accuracies = Counter(sum(g.accuracies) / len(g.accuracies) for g in sampled)
-    histogram = ", ".join(f"{reward:g}: {n} groups" for reward, n in sorted(accuracies.items()))
+    judged = [g.accuracies for g in sampled if g.accuracies]
+    accuracies = Counter(sum(rewards) / len(rewards) for rewards in judged)
+    parts = [f"{reward:g}: {n} groups" for reward, n in sorted(accuracies.items())]
+    if len(judged) < len(sampled):
+        parts.append(f"too few judged answers: {len(sampled) - len(judged)} groups")
+    histogram = ", ".join(parts)
     reasons = Counter(short_reason(v.reason) for g in sampled for v in g.verdicts)
     verdicts = ", ".join(f"{reason}: {n}" for reason, n in sorted(reasons.items()))
     first = sampled[0].group

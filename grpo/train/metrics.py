@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -23,8 +24,9 @@ def short_reason(reason: str) -> str:
 def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, lengths (tokens) and verdicts of a step's responses; {} without groups.
 
-    Rewards are the verdicts' own; what shaping took is reward/penalty. Standard deviations divide
-    by N. A flat group counts as all right where its reward is positive, as all wrong otherwise.
+    Rewards are the verdicts' own, of the answers that count; what shaping took is reward/penalty.
+    Standard deviations divide by N. A flat group counts as all right where its reward is positive,
+    as all wrong otherwise; one that is left out whole is neither.
     length/positive_minus_negative compares answers above and below their own group's mean reward;
     nan where no group has both.
     """
@@ -36,10 +38,11 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     reasons = Counter(
         short_reason(verdict.reason) for group in groups for verdict in group.verdicts
     )
-    flat = [group.accuracies[0] for group in groups if is_flat(group.accuracies)]
+    judged = [group.accuracies for group in groups if any(group.counted)]
+    flat = [rewards[0] for rewards in judged if is_flat(rewards)]
     metrics = {
-        "reward/mean": rewards_N.mean(),
-        "reward/std": rewards_N.std(),
+        "reward/mean": rewards_N.mean() if judged else math.nan,
+        "reward/std": rewards_N.std() if judged else math.nan,
         "length/mean": lengths_N.mean(),
         "length/cv": lengths_N.std() / lengths_N.mean() if lengths_N.any() else math.nan,
         "length/max": lengths_N.max(),
@@ -47,6 +50,7 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "truncated/share": np.mean([r.finish_reason == "length" for r in responses]),
         "no_answer/share": reasons["no answer"] / len(responses),
         "groups/flat_share": len(flat) / len(groups),
+        "groups/unjudged_share": (len(groups) - len(judged)) / len(groups),
         "groups/all_right_share": sum(reward > 0 for reward in flat) / len(groups),
         "groups/all_wrong_share": sum(reward <= 0 for reward in flat) / len(groups),
     }
@@ -95,10 +99,12 @@ def _positive_minus_negative(groups: Sequence[ScoredGroup]) -> float:
     above: list[int] = []
     below: list[int] = []
     for group in groups:
-        if is_flat(group.accuracies):
-            continue  # its rewards differ from their mean by rounding alone
-        mean = math.fsum(group.accuracies) / len(group.accuracies)
-        for response, reward in zip(group.group.responses, group.accuracies, strict=True):
+        rewards = group.accuracies
+        if not rewards or is_flat(rewards):
+            continue  # these differ from their mean by rounding alone
+        mean = math.fsum(rewards) / len(rewards)
+        responses = compress(group.group.responses, group.counted)
+        for response, reward in zip(responses, rewards, strict=True):
             if abs(reward - mean) > ON_THE_MEAN:
                 (above if reward > mean else below).append(len(response.token_ids))
     if not above or not below:

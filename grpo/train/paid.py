@@ -145,7 +145,7 @@ def _paid(groups: Sequence[ScoredGroup]) -> Iterator[PaidAnswer]:
     for group in groups:
         row = group.group.prompt.row
         for response, verdict in zip(group.group.responses, group.verdicts, strict=True):
-            if verdict.reward > 0:
+            if verdict.reward > 0 and not verdict.was_stopped:  # the lowest may be above 0
                 yield PaidAnswer(
                     row.asked,
                     row.answer,

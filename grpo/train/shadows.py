@@ -85,14 +85,16 @@ def open_shadows(recipe: Recipe) -> Iterator[ShadowVerifiers]:
 
 
 def agreement(groups: Sequence[ScoredGroup], names: Sequence[str]) -> dict[str, float]:
-    """How far each shadow pays what the verifier pays, over the answers that it judged; nan where
-    it judged none. A crash or a timeout of the shadow is no judgement."""
+    """How far each shadow pays what the verifier pays, over the answers that both judged; nan where
+    there are none. A crash or a timeout is no judgement, whoever has it."""
     metrics: dict[str, float] = {}
     for name in names:
         pairs: list[tuple[bool, bool]] = []
         total = 0
         for group in groups:
             for verdict, said in zip(group.verdicts, group.shadows, strict=True):
+                if verdict.was_stopped:
+                    continue
                 total += 1
                 shadow = said.get(name)
                 if shadow is not None and not shadow.was_stopped:

@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.shadow import shadow_metrics
 from grpo.batch.build import (
+    counted_advantages,
     make_batch,
     rollout_lengths,
     split_minibatches,
@@ -69,6 +69,8 @@ class PolicyUpdate:
         if self._anchor is None:
             return {}
         rewards = [reward for group in sampled for reward in group.accuracies]
+        if not rewards:  # no verifier came to an end
+            return {}
         accuracy = self._accuracy(sum(rewards) / len(rewards))
         self._anchor.observe(accuracy)
         return {"difficulty/anchor": self._anchor.value, "difficulty/accuracy": accuracy}
@@ -141,7 +143,7 @@ class PolicyUpdate:
         assert self._anchor is not None
         rewards = group.accuracies
         accuracy = self._accuracy(sum(rewards) / len(rewards))
-        return self._anchor.factors(torch.tensor(group.advantages), accuracy)
+        return self._anchor.factors(counted_advantages(group), accuracy)
 
     def _accuracy(self, reward: float) -> float:
         config = self._recipe.difficulty

@@ -47,6 +47,7 @@ def test_shares_by_hand():
         "goodput/share": 75 / 180,
         "goodput/lost_flat": 30 / 180,
         "goodput/lost_truncated": 65 / 180,
+        "goodput/lost_unjudged": 0.0,
         "goodput/lost_stale": 8 / 180,
         "goodput/lost_aborted": 2 / 180,
     }

@@ -53,6 +53,7 @@ def test_group_metrics_by_hand() -> None:
         "truncated/share": 4 / 8,
         "no_answer/share": 2 / 8,
         "groups/flat_share": 3 / 4,
+        "groups/unjudged_share": 0.0,
         "groups/all_right_share": 1 / 4,
         "groups/all_wrong_share": 2 / 4,
         "verdict/correct/share": 3 / 8,

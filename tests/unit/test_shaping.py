@@ -16,7 +16,9 @@ from tests.examples import examples
 
 def scored(serial: int, rewards: list[float]) -> ScoredGroup:
     prompt = Prompt(serial, Row(f"row-{serial}", "problem", "answer"), (1,))
-    return ScoredGroup(Group(prompt, ()), tuple(Verdict(r, "", "correct") for r in rewards))
+    answer = Response(np.zeros(1, np.int32), np.zeros(1, np.float32), "stop", (), "")
+    verdicts = tuple(Verdict(r, "", "correct") for r in rewards)
+    return ScoredGroup(Group(prompt, (answer,) * len(rewards)), verdicts)
 
 
 @pytest.mark.parametrize(
