@@ -16,6 +16,12 @@ class RunError(RuntimeError):
     """
 
 
+class Collapsed(RunError):
+    """The run has lost what it had learned, or can learn nothing more, and its recipe says that it
+    must not go on (`health.on_collapse`). The message is the diagnosis.
+    """
+
+
 class Interrupted(Exception):
     """The user asked the run to stop; the step under way was finished or dropped whole.
 

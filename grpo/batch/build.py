@@ -97,9 +97,8 @@ def make_batch(
         assert len(scored.advantages) == len(responses), f"prompt {prompt.serial}: no advantages"
         assert prompt.token_ids, f"prompt {prompt.serial} has no tokens"
         prompt_ids = np.asarray(prompt.token_ids, dtype=np.int64)
-        learned_from = scored.learned_from
         for index, response in enumerate(responses):
-            if not learned_from[index]:
+            if not scored.learned_from[index]:
                 continue
             num_tokens = len(response.token_ids)
             assert num_tokens > 0, f"prompt {prompt.serial}: an empty response"

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grpo.config.data import YEAR_S, Choice, DataConfig, Section
 from grpo.config.engine import refused
+from grpo.config.health import HealthConfig
 from grpo.config.lasting import CheckpointConfig, DiskConfig, HealConfig, StopConfig
 from grpo.config.lora import LoraConfig
 from grpo.config.model import BuildConfig as BuildConfig
@@ -271,6 +272,7 @@ class Recipe(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     stop: StopConfig = StopConfig()
     heal: HealConfig = HealConfig()
+    health: HealthConfig = HealthConfig()
     disk: DiskConfig = DiskConfig()
     eval: EvalConfig = EvalConfig()
     logging: LoggingConfig = LoggingConfig()

@@ -30,6 +30,7 @@ HARMLESS_KEYS = (
     "disk",
     "eval",
     "heal",
+    "health",
     "learner.micro_batch_tokens",
     "learner.shared_prefix",
     "learner.timeout_s",

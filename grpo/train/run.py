@@ -6,13 +6,15 @@ from pathlib import Path
 
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
-from grpo.errors import Interrupted
+from grpo.errors import Collapsed, Interrupted
 from grpo.eval import run as evaluate
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.log import write_rollouts
+from grpo.train.collapse import CollapseGuards, Finding, diagnosis
+from grpo.train.failures import with_example
 from grpo.train.goodput import throughput_metrics
 from grpo.train.groups import Collected
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
@@ -47,6 +49,7 @@ class Trainer:
         self.checkpoint_s = 0.0  # of one that was written since the last step
         self.warned_of_drift = False
         self.paid_for = PaidFor(recipe.verifier)
+        self.guards = CollapseGuards(recipe.health, recipe.verifier.lowest_reward or 0.0)
 
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint: learner, data, estimator, and the engines' weights."""
@@ -54,6 +57,7 @@ class Trainer:
         parts.learner.restore(checkpoint)
         parts.stream.load_state_dict(state.cursor)
         parts.policy_update.load_state_dict(state.extra)
+        self.guards.load_state_dict(state.extra.get("health", {}))
         self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
         parts.sync.update(state.policy_version)
         parts.sync.check_canary(self.recipe.model.dtype)
@@ -80,7 +84,7 @@ class Trainer:
             except Interrupted:
                 self.save(step - 1)
                 raise
-            self.report(step, metrics, groups)
+            self.end_if_collapsed(step, self.report(step, metrics, groups))
             last = step == recipe.schedule.steps
             if last or self.stop() or step % recipe.checkpoint.every == 0:
                 self.save(step)
@@ -144,7 +148,8 @@ class Trainer:
             metrics["time/checkpoint_s"], self.checkpoint_s = self.checkpoint_s, 0.0
         return metrics, collected
 
-    def report(self, step: int, metrics: dict[str, float], groups: Collected) -> None:
+    def report(self, step: int, metrics: dict[str, float], groups: Collected) -> list[Finding]:
+        """Logs and shows the step; what its metrics say that is worth more than a warning."""
         recipe = self.recipe
         paid = self.paid_for.look_at(groups.sampled)
         metrics |= paid.shares()
@@ -162,13 +167,28 @@ class Trainer:
         every = recipe.logging.samples_every
         if every and step % every == 0:
             self.screen.samples(step, groups.sampled, recipe.logging.samples)
+        findings = self.guards.look(step, metrics)
+        for finding in findings:
+            if finding.action == "warn":
+                self.screen.warn(with_example(finding, groups.sampled))
+        return [finding for finding in findings if finding.action != "warn"]
 
-    def save(self, step: int) -> None:
-        """A checkpoint of the last finished step; none where nothing has been learned yet."""
+    def end_if_collapsed(self, step: int, findings: list[Finding]) -> None:
+        """Raises Collapsed with what was found, if anything was; `stop` saves the step before."""
+        if not findings:
+            return
+        if self.recipe.health.on_collapse == "stop":
+            self.save(step, spare=1)  # the one before it may be the last that is any good
+        raise Collapsed(diagnosis(findings))
+
+    def save(self, step: int, spare: int = 0) -> None:
+        """A checkpoint of the last finished step; none where nothing has been learned yet. `spare`:
+        how many more than usual stay."""
         if step == 0:
             return
         began = time.monotonic()
-        with self.folder.write_checkpoint(step, self.recipe.checkpoint.keep) as writing:
+        keep = self.recipe.checkpoint.keep + spare
+        with self.folder.write_checkpoint(step, keep) as writing:
             self.parts.learner.save(writing)
             TrainState(
                 step=step,
@@ -177,6 +197,7 @@ class Trainer:
                 tokens_seen=self.progress.tokens_seen,
                 extra={
                     "optimizer_steps": self.progress.optimizer_steps,
+                    "health": self.guards.state_dict(),
                     **self.parts.policy_update.state_dict(),
                 },
             ).save(writing)
