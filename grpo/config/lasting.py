@@ -5,6 +5,13 @@ from pydantic import Field
 from grpo.config.data import YEAR_S, Section
 
 
+class KeepBestConfig(Section):
+    """Checkpoints at which an evaluation found a metric best. They stay beside the newest ones."""
+
+    metric: str = Field(description="of eval.suite, such as eval/NAME/avg or eval/NAME/best")
+    k: int = Field(default=1, ge=1, description="how many stay")
+
+
 class CheckpointConfig(Section):
     """When a run's state is saved; the last step always is."""
 
@@ -17,6 +24,9 @@ class CheckpointConfig(Section):
         " checkpoint; 0: by steps alone",
     )
     keep: int = Field(default=2, ge=1, description="older ones are deleted")
+    keep_best: KeepBestConfig | None = Field(
+        default=None, description="these stay, too, however old; default: none"
+    )
 
 
 class StopConfig(Section):

@@ -43,15 +43,41 @@ def track(
     """
     scores = {step: _by_benchmark(results) for step, results in evaluations.items()}
     tracked: dict[str, tuple[Tracked, Tracked]] = {}
-    for name, pair in scores[max(scores)].items():
-        series = [
-            (step, found[name])
-            for step, found in sorted(scores.items())
-            if name in found and [s.name for s in found[name]] == [s.name for s in pair]
-        ]
-        average, best = (_track([(step, p[index]) for step, p in series]) for index in (0, 1))
+    for name in scores[max(scores)]:
+        pairs = _comparable(scores, name)
+        average, best = (_track([(step, pair[i]) for step, pair in pairs]) for i in (0, 1))
         tracked[name] = average, best
     return tracked
+
+
+def series(evaluations: Mapping[int, Sequence[BenchmarkResult]], metric: str) -> dict[int, float]:
+    """A metric, by the name that a run logs it under, at the newest evaluation that has it and at
+    those before it that can be compared with that one; {} where none has it."""
+    scores = {step: _by_benchmark(results) for step, results in evaluations.items()}
+    for name in {name: None for found in scores.values() for name in found}:
+        if metric in _names(name):
+            index = _names(name).index(metric)
+            return {step: pair[index].value for step, pair in _comparable(scores, name)}
+    return {}
+
+
+def metric_names(benchmarks: Sequence[str]) -> list[str]:
+    """What `series` may be asked for where a suite has benchmarks of these names."""
+    means = ["average"] if len(benchmarks) > 1 else []
+    return [name for benchmark in [*benchmarks, *means] for name in _names(benchmark)]
+
+
+def _names(benchmark: str) -> tuple[str, str]:
+    return f"eval/{benchmark}/avg", f"eval/{benchmark}/best"
+
+
+def _comparable(
+    scores: Mapping[int, Mapping[str, tuple[Score, Score]]], name: str
+) -> list[tuple[int, tuple[Score, Score]]]:
+    """A benchmark's scores by step, of the evaluations with as many samples as the newest."""
+    pairs = [(step, found[name]) for step, found in sorted(scores.items()) if name in found]
+    wanted = [score.name for score in pairs[-1][1]]
+    return [(step, pair) for step, pair in pairs if [score.name for score in pair] == wanted]
 
 
 def _by_benchmark(results: Sequence[BenchmarkResult]) -> dict[str, tuple[Score, Score]]:

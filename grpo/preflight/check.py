@@ -10,12 +10,11 @@ from grpo.config.recipe import Recipe
 from grpo.data.load import describe, local_rows
 from grpo.errors import UserError
 from grpo.eval.check import check_benchmark
+from grpo.eval.history import metric_names
 from grpo.fleet.placement import check_layout, transport_of
 from grpo.fleet.places import check_places
 from grpo.preflight.lora import check_lora
-from grpo.preflight.model import Fact, check_lengths, check_model
-from grpo.preflight.room import check_output, room_for_checkpoints, shared_memory_warning
-from grpo.registry import call
+from grpo.registry import call, nearest
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
 
@@ -51,6 +50,7 @@ def check_recipe(recipe: Recipe) -> Checked:
     check_places()
     check_output(recipe)
     check_layout(recipe)
+    _check_keep_best(recipe)
     rows = local_rows(recipe.data)
     model = check_model(recipe)
     facts = [
@@ -103,3 +103,40 @@ def _check_advantage(recipe: Recipe) -> None:
         call(advantage, rewards_G, step=step)
     except ValueError as error:
         raise UserError(f"advantage {name!r}, groups of {len(rewards_G)}: {error}") from error
+
+
+def _check_keep_best(recipe: Recipe) -> None:
+    """That evaluations give the metric, and that there are some to compare."""
+    keep_best, suite = recipe.checkpoint.keep_best, recipe.eval.suite
+    if keep_best is None:
+        return
+    metric = keep_best.metric
+    if suite is None:
+        raise UserError(
+            f"checkpoint.keep_best.metric is {metric!r}, but nothing is evaluated: set eval.suite "
+            "and eval.every, or leave keep_best out"
+        )
+    names = metric_names([benchmark.name for benchmark in suite.benchmarks])
+    if metric not in names:
+        raise UserError(
+            f"checkpoint.keep_best.metric {metric!r} is none that the suite {suite.name!r} gives"
+            f"{nearest(metric, names)} It gives: {', '.join(names)}"
+        )
+    if recipe.eval.every == 0:
+        raise UserError(
+            f"checkpoint.keep_best.metric is {metric!r}, but eval.every is 0, so that only the "
+            "start and the end are evaluated: set eval.every to a number of steps"
+        )
+
+
+def _check_model(recipe: Recipe) -> str:
+    path, build = recipe.model.path, recipe.model.build
+    if path is None:
+        assert build is not None
+        return f"built: {build.layers} layers of {build.hidden_size}"
+    if not looks_local(path):
+        return f"{path} (from the Hugging Face hub)"
+    if not Path(path).expanduser().is_dir():
+        raise UserError(f"model.path {path!r}: no such folder")
+    check_model_folder(Path(path).expanduser())
+    return path

@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,10 +163,12 @@ class RunFolder:
         ]
 
     @contextmanager
-    def write_checkpoint(self, step: int, keep: int) -> Iterator[Path]:
+    def write_checkpoint(
+        self, step: int, keep: int, protected: Collection[int] = ()
+    ) -> Iterator[Path]:
         """Yields a folder to fill, TrainState.save last; it becomes checkpoints/step_NNNNNN and
         `latest` when the block ends, and vanishes when the block raises. Of the steps up to this
-        one, `keep` stay. A full disk is a UserError."""
+        one, `keep` stay, and those that are `protected`. A full disk is a UserError."""
         assert keep >= 1, f"keep is {keep}"
         name = f"step_{step:06d}"
         writing = self.checkpoints / f".writing_{name}"
@@ -182,9 +184,14 @@ class RunFolder:
             if full:
                 raise self._disk_full_error(name, written_bytes, error) from error
             raise
-        older = [path for number, path in self._steps() if number < step]
-        for path in older[: len(older) - (keep - 1)]:
-            self._discard(path)
+        older = [(number, path) for number, path in self._steps() if number < step]
+        for number, path in older[: max(0, len(older) - (keep - 1))]:
+            if number not in protected:
+                self._discard(path)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, in order."""
+        return [number for number, path in self._steps() if _is_complete(path)]
 
     def latest_checkpoint(self) -> Path | None:
         """Where `latest` points if that is complete, else the highest complete step; changes

@@ -13,6 +13,7 @@ from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.log import write_rollouts
+from grpo.train.best import best_steps
 from grpo.train.collapse import CollapseGuards, Finding, diagnosis
 from grpo.train.failures import with_example
 from grpo.train.goodput import throughput_metrics
@@ -187,8 +188,9 @@ class Trainer:
         if step == 0:
             return
         began = time.monotonic()
-        keep = self.recipe.checkpoint.keep + spare
-        with self.folder.write_checkpoint(step, keep) as writing:
+        config = self.recipe.checkpoint
+        best = best_steps(self.folder, config.keep_best, step)
+        with self.folder.write_checkpoint(step, config.keep + spare, best) as writing:
             self.parts.learner.save(writing)
             TrainState(
                 step=step,
@@ -238,6 +240,16 @@ class Trainer:
         self.parts.log.log(step, values)
         self.parts.board.log(step, values)
         evaluate.show(results, f"after step {step}", self.screen)
+        self.keep_if_best(step)
+
+    def keep_if_best(self, step: int) -> None:
+        """A checkpoint of the last finished step, which was just evaluated, where it has none and
+        is among the best. The next one that is saved does not push it out."""
+        if step not in best_steps(self.folder, self.recipe.checkpoint.keep_best, step):
+            return
+        self.screen.note(f"step {step} is among the best: its checkpoint stays")
+        if step not in self.folder.checkpoint_steps():
+            self.save(step)
 
 
 def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,8 +26,14 @@ def state(step: int) -> TrainState:
     return TrainState(step, step + 1, {"epoch": 0, "row": 8 * step}, 1000 * step, {"anchor": [0.5]})
 
 
-def write(run: RunFolder, step: int, keep: int = 2, content: str = "weights") -> None:
-    with run.write_checkpoint(step, keep) as folder:
+def write(
+    run: RunFolder,
+    step: int,
+    keep: int = 2,
+    content: str = "weights",
+    protected: Collection[int] = (),
+) -> None:
+    with run.write_checkpoint(step, keep, protected) as folder:
         (folder / "hf").mkdir()
         (folder / "hf" / "model.bin").write_text(content)
         state(step).save(folder)
@@ -82,6 +88,29 @@ def test_only_the_newest_keep_checkpoints_stay(run: RunFolder) -> None:
     assert names(run) == ["latest", "step_000030", "step_000040"]
     write(run, 50, keep=1)
     assert names(run) == ["latest", "step_000050"]
+
+
+def test_more_may_be_kept_than_there_are(run: RunFolder) -> None:
+    for step in (10, 20, 30, 40, 50):
+        write(run, step, keep=4)
+    assert run.checkpoint_steps() == [20, 30, 40, 50]
+
+
+def test_protected_checkpoints_stay_beside_the_newest(run: RunFolder) -> None:
+    for step in (10, 20, 30, 40):
+        write(run, step, keep=1, protected={10, 30})
+    assert run.checkpoint_steps() == [10, 30, 40]
+    write(run, 50, keep=2, protected={10})
+    assert run.checkpoint_steps() == [10, 40, 50]
+    assert run.latest_checkpoint() == run.checkpoints / "step_000050"
+
+
+def test_only_complete_checkpoints_count_as_steps(run: RunFolder) -> None:
+    assert run.checkpoint_steps() == []
+    for step in (10, 20):
+        write(run, step)
+    (run.checkpoints / "step_000010" / "state.json").unlink()
+    assert run.checkpoint_steps() == [20]
 
 
 def test_a_checkpoint_of_an_abandoned_future_never_pushes_out_the_one_just_written(

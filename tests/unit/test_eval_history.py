@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.eval.history import history, track
+from grpo.eval.history import history, metric_names, series, track
 from grpo.eval.result import BenchmarkResult, load, mean_of, save
 from grpo.eval.scores import Score
 
@@ -51,6 +51,29 @@ def test_evaluations_with_another_number_of_samples_do_not_count() -> None:
     evaluations = {0: [result("s", 0.9, 0.9, k=4)], 10: [result("s", 0.5, 0.6)]}
     average, _ = track(evaluations)["s"]
     assert (average.peak.value, average.first.value) == (0.5, 0.5)
+
+
+def test_a_metric_is_found_under_the_name_that_it_is_logged_under() -> None:
+    evaluations = {
+        20: [result("a", 0.6, 0.7), result("b", 0.5, 0.6)],
+        10: [result("a", 0.2, 0.3), result("b", 0.8, 0.9)],
+    }
+    assert series(evaluations, "eval/a/avg") == {10: 0.2, 20: 0.6}
+    assert series(evaluations, "eval/b/best") == {10: 0.9, 20: 0.6}
+    average = series(evaluations, "eval/average/avg")
+    assert average == {10: pytest.approx(0.5), 20: pytest.approx(0.55)}
+    assert series(evaluations, "eval/c/avg") == series({}, "eval/a/avg") == {}
+    assert series(evaluations, "eval/a/peak") == {}, "which never falls"
+    for name in metric_names(["a", "b"]):
+        assert series(evaluations, name).keys() == {10, 20}
+    assert metric_names(["a"]) == ["eval/a/avg", "eval/a/best"], "no average of one"
+
+
+def test_a_metric_is_compared_with_that_of_as_many_samples() -> None:
+    evaluations = {0: [result("s", 0.9, 0.9, k=4)], 10: [result("s", 0.5, 0.6)]}
+    assert series(evaluations, "eval/s/best") == {10: 0.6}
+    later = evaluations | {20: [result("other", 0.1, 0.1)]}
+    assert series(later, "eval/s/best") == {10: 0.6}
 
 
 def test_results_of_earlier_versions_are_read_and_left_out(tmp_path: Path) -> None:
