@@ -169,5 +169,17 @@ def _all_flat(sampled: list[ScoredGroup]) -> str:
         f"  mean reward of a group: {histogram}\n"
         f"  verdicts: {verdicts}\n"
         f"  for example: {first.responses[0].text[:200]!r} (wanted {first.prompt.row.answer!r})\n"
-        "Use data of another difficulty, or set flat_groups.mode=drop"
+        f"{_what_helps(sampled)}"
+    )
+
+
+def _what_helps(sampled: Sequence[ScoredGroup]) -> str:
+    verdicts = [verdict for group in sampled for verdict in group.verdicts]
+    stopped = Counter(verdict.reason for verdict in verdicts if verdict.was_stopped)
+    if 2 * stopped.total() <= len(verdicts):
+        return "Use data of another difficulty, or set flat_groups.mode=drop"
+    ((reason, _),) = stopped.most_common(1)
+    return (
+        f"The verifier came to no end with most answers, most often with {reason!r}: mend it, or "
+        "raise verifier.timeout_s"
     )

@@ -112,7 +112,7 @@ class Trainer:
         parts.sync.release_gpus()
         learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
         if not learned.optimizer_steps:
-            self.screen.warn(f"step {step}: every group was flat, no update")
+            self.screen.warn(f"step {step}: no group had unequal rewards, no update")
         learned_at = time.monotonic()
         stats, metrics = parts.sync.update(step), learned.metrics
         if parts.sync.canary_due(step):

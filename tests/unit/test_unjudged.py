@@ -154,6 +154,11 @@ def test_a_step_in_which_nothing_was_judged_says_so():
         select_groups(recipe(), 1, groups, SCREEN)
     assert "0: 1 groups, too few judged answers: 1 groups" in str(error.value)
     assert "judged: 2, verifier crashed: 2" in str(error.value)
+    assert "Use data of another difficulty" in str(error.value), "half of them is not most"
+    with pytest.raises(RunError) as error:
+        select_groups(recipe(), 1, [*groups, dropped(TIMEOUT, CRASH, CRASH, serial=2)], SCREEN)
+    assert f"most often with {CRASH!r}: mend it" in str(error.value)
+    assert "difficulty" not in str(error.value)
 
 
 def test_an_advantage_that_needs_more_answers_gets_no_smaller_group():
