@@ -13,7 +13,8 @@ class HealthConfig(Section):
 
     on_collapse: Literal["warn", "stop", "rollback"] = Field(
         default="warn",
-        description="warn: once, until the sign is gone; stop: the run is saved and ends; "
+        description="warn: once, until the sign was gone for `window` steps; stop: the run is "
+        "saved and ends; "
         "rollback: it goes back to its last healthy checkpoint. Failures of the verifier are only "
         "ever warned of",
     )

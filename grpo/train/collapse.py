@@ -185,21 +185,23 @@ class CollapseGuards:
     def __init__(self, config: HealthConfig, lowest_reward: float = 0.0):
         self._action: Action = config.on_collapse
         self._signs = {sign.metric: sign for sign in _signs(config, lowest_reward)}
-        self._there: set[str] = set()
+        self._window = config.window
+        # By metric, of the signs that count as there: for how many steps they have been away since.
+        self._away: dict[str, int] = {}
 
     def look(self, step: int, metrics: Metrics) -> list[Finding]:
         """Of the step's metrics, every step once and in order. Where they are warned of, signs that
-        were not there at the step before; else every sign that is there."""
+        were not there within the window before; else every sign that is there."""
         findings: list[Finding] = []
         for metric, sign in self._signs.items():
             reading = sign.guard.read(metrics)
             if reading is None:
                 continue
-            is_new = metric not in self._there
             if not reading.is_there:
-                self._there.discard(metric)
+                self._stays_away(metric)
                 continue
-            self._there.add(metric)
+            is_new = metric not in self._away
+            self._away[metric] = 0
             action: Action = self._action if sign.is_of_policy else "warn"
             if is_new or action != "warn":
                 findings.append(
@@ -214,17 +216,25 @@ class CollapseGuards:
                 )
         return findings
 
+    def _stays_away(self, metric: str) -> None:
+        """What comes and goes is told once; gone for a whole window it is news again."""
+        if metric in self._away:
+            self._away[metric] += 1
+            if self._away[metric] >= self._window:
+                del self._away[metric]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next `look` depends on; JSON keeps it bit for bit."""
         guards = {metric: sign.guard.state_dict() for metric, sign in self._signs.items()}
-        return {"guards": guards, "there": sorted(self._there)}
+        return {"guards": guards, "away": dict(self._away)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """{} leaves the guards as new ones; those that were off until now begin."""
         for metric, saved in state.get("guards", {}).items():
             if metric in self._signs:
                 self._signs[metric].guard.load_state_dict(saved)
-        self._there = set(state.get("there", ())) & self._signs.keys()
+        away = state.get("away", {})
+        self._away = {metric: steps for metric, steps in away.items() if metric in self._signs}
 
 
 def diagnosis(findings: Sequence[Finding]) -> str:

@@ -185,8 +185,16 @@ def test_failures_of_the_verifier_are_found_at_once_and_each_kind_by_itself():
     step = {"groups/flat_share": 0.0}
     assert when(guards(), [step | {CRASHED: 0.01}]) == [], "not above"
     assert when(guards(), [step | {CRASHED: 0.011, TIMEOUT: 0.5}]) == [(1, TIMEOUT), (1, CRASHED)]
-    again = [step | {CRASHED: 0.5}] * 3 + [step] + [step | {CRASHED: 0.5}] * 2
-    assert when(guards(), again) == [(1, CRASHED), (5, CRASHED)], "none in between"
+
+
+def test_what_comes_and_goes_is_told_once_and_what_was_gone_for_a_window_is_news():
+    """One crash in a few steps is the rule where a verifier has a gap."""
+    step = {"groups/flat_share": 0.0}
+    failed = step | {CRASHED: 0.5}
+    now_and_then = [failed, step, step, failed, failed, step, step, failed]
+    assert when(guards(window=3), now_and_then) == [(1, CRASHED)]
+    assert when(guards(window=2), now_and_then) == [(1, CRASHED), (4, CRASHED), (8, CRASHED)]
+    assert when(guards(window=2), [failed, {}, {}, {}, failed]) == [(1, CRASHED)], "no evidence"
 
 
 @pytest.mark.parametrize("action", ["stop", "rollback"])
@@ -261,7 +269,7 @@ def test_a_threshold_that_is_null_turns_its_sign_off(metric: str):
 
 
 @pytest.mark.parametrize("metric", SIGNS)
-def test_a_sign_is_warned_of_once_until_it_is_gone_and_any_other_action_while_it_is_there(
+def test_a_sign_is_warned_of_once_until_it_was_gone_and_any_other_action_while_it_is_there(
     metric: str,
 ):
     _, value = SIGNS[metric]
