@@ -1,4 +1,4 @@
-"""How a command ends: 0 ok, 1 failed, 2 bad input, 130 interrupted."""
+"""How a command ends: 0 ok, 1 failed, 2 bad input, 128 + N stopped by signal N (Ctrl-C: 130)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +20,9 @@ def exit_codes(after_interrupt: str) -> Iterator[None]:
     except RunError as error:
         typer.echo(f"failed: {error}", err=True)
         raise typer.Exit(1) from None
-    except (Interrupted, KeyboardInterrupt):
+    except Interrupted as stopped:
+        typer.echo(f"interrupted; {after_interrupt}", err=True)
+        raise typer.Exit(128 + stopped.number) from None
+    except KeyboardInterrupt:
         typer.echo(f"interrupted; {after_interrupt}", err=True)
         raise typer.Exit(130) from None

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from grpo.errors import RunError, UserError
 from grpo.fleet.environment import RAY_ADDRESS, ray_address
 from grpo.fleet.places import check_places
+from grpo.stop import handlers_kept
 
 _KNOCK_S = 10.0
 RESERVE_S = 60.0  # for GPUs that another run has just given back
@@ -50,13 +51,14 @@ def connect() -> None:
     # Ray's notices about itself, such as that token authentication is on, do not concern a run.
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        with handlers_kept():  # Ray's own handler of SIGTERM would end the run with nothing saved
+            ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
     except (OSError, RayError, RuntimeError, ValueError) as error:
         if address is None:
             raise RunError(
