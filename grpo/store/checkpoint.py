@@ -3,7 +3,6 @@
 One rule everywhere: write under a hidden name, fsync, rename. A name without a dot is whole.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -21,7 +20,8 @@ import yaml
 from pydantic import ValidationError
 
 from grpo.config.recipe import Recipe
-from grpo.errors import UserError
+from grpo.errors import DiskFull, UserError
+from grpo.store.disk import is_full
 from grpo.store.files import fsync_path, read_json_lines, replacing
 
 # Keys that leave the run's arithmetic alone, or only say how far it goes: a resume may change them.
@@ -51,7 +51,8 @@ HARMLESS_KEYS = (
     "verifier.workers",
 )
 STATE_FILE = "state.json"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# In a state's `extra`: optimizer steps in a row, up to it, whose gradients were not finite.
+SKIPPED = "skipped_in_a_row"
 _MIB = 1024 * 1024
 
 
@@ -68,6 +69,12 @@ class TrainState:
     cursor: dict[str, Any]
     tokens_seen: int
     extra: dict[str, Any]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether a run that has gone wrong may go back to it. Weights that are not finite are not
+        saved at all."""
+        return self.extra.get(SKIPPED, 0) == 0
 
     def save(self, folder: Path) -> None:
         """Call it last: a checkpoint counts as complete once this file is there."""
@@ -105,6 +112,7 @@ class RunFolder:
         self.evaluations = self.path / "eval"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
+        self.rollbacks = self.path / "rollbacks"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -168,7 +176,7 @@ class RunFolder:
     ) -> Iterator[Path]:
         """Yields a folder to fill, TrainState.save last; it becomes checkpoints/step_NNNNNN and
         `latest` when the block ends, and vanishes when the block raises. Of the steps up to this
-        one, `keep` stay, and those that are `protected`. A full disk is a UserError."""
+        one, `keep` stay, and those that are `protected`. Raises DiskFull."""
         assert keep >= 1, f"keep is {keep}"
         name = f"step_{step:06d}"
         writing = self.checkpoints / f".writing_{name}"
@@ -178,7 +186,7 @@ class RunFolder:
             yield writing
             self._publish(writing, name)
         except BaseException as error:
-            full = self.checkpoints.exists() and _is_disk_full(error, self.checkpoints)
+            full = self.checkpoints.exists() and is_full(error, self.checkpoints)
             written_bytes = _size_bytes(writing)
             shutil.rmtree(writing, ignore_errors=True)
             if full:
@@ -204,6 +212,13 @@ class RunFolder:
         # `.replaced_` is the only copy for the moment between two renames, see _publish.
         for _, path in reversed(self._steps(prefixes=(".replaced_", ""))):
             if _is_complete(path):
+                return path
+        return None
+
+    def latest_healthy(self, step: int) -> Path | None:
+        """The highest complete step up to `step` from which a run that has gone wrong may go on."""
+        for number, path in reversed(self._steps()):
+            if number <= step and _is_complete(path) and TrainState.load(path).is_healthy:
                 return path
         return None
 
@@ -301,7 +316,7 @@ class RunFolder:
         path.rename(trash)
         shutil.rmtree(trash)
 
-    def _disk_full_error(self, name: str, written_bytes: int, error: BaseException) -> UserError:
+    def _disk_full_error(self, name: str, written_bytes: int, error: BaseException) -> DiskFull:
         free_mib = shutil.disk_usage(self.checkpoints).free / _MIB
         last_good = self.latest_checkpoint()
         go_on = (
@@ -310,8 +325,8 @@ class RunFolder:
             if last_good
             else "There is no earlier checkpoint: the same command starts again from step 0."
         )
-        return UserError(
-            f"checkpoint {name}: the disk of {self.checkpoints} is full or over quota "
+        return DiskFull(
+            f"checkpoint {name}: the disk of {self.checkpoints} is full, over quota or read-only "
             f"({error}). {written_bytes / _MIB:.1f} MiB were written and removed again, "
             f"{free_mib:.1f} MiB are free now. Make room (checkpoint.keep=1 keeps fewer, "
             f"output=DIR puts runs on another disk). {go_on}"
@@ -363,20 +378,3 @@ def _is_complete(folder: Path) -> bool:
 
 def _size_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _is_disk_full(error: BaseException, folder: Path) -> bool:
-    """Whether this error, or one that it comes from, is a full disk.
-
-    torch.save and safetensors lose the errno, hence the words and the look at the disk.
-    """
-    if not isinstance(error, Exception):
-        return False  # Ctrl-C stays Ctrl-C
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno in _DISK_FULL:
-            return True
-        if any(os.strerror(code) in str(link) for code in _DISK_FULL):
-            return True
-        link = link.__cause__ or link.__context__
-    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < _MIB // 4

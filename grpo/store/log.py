@@ -48,12 +48,20 @@ class MetricsLog:
             _cut_half_line(path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """nan and infinities, which JSON does not know, become null."""
+        """nan and infinities, which JSON does not know, become null. Where the disk has no room for
+        the whole line, nothing of it stays: OSError."""
         numbers = {name: _json_number(value) for name, value in metrics.items()}
         line = json.dumps({"step": step, "time": time.time(), **numbers}, allow_nan=False)
+        left = (line + "\n").encode()
         with open(self.path, "ab", buffering=0) as file:
-            file.write((line + "\n").encode())
-            os.fsync(file.fileno())
+            whole = os.fstat(file.fileno()).st_size
+            try:
+                while left:  # on a disk that is nearly full a write takes what fits, without a word
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                os.ftruncate(file.fileno(), whole)
+                raise
 
 
 def _json_number(value: float) -> float | int | None:
