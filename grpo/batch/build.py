@@ -71,6 +71,16 @@ def rollout_lengths(groups: Sequence[ScoredGroup]) -> Tensor:
     return torch.tensor([length for group in groups for length in _lengths(group)])
 
 
+def _unmasked(scored: ScoredGroup) -> list[int]:
+    """The siblings that teach."""
+    return [index for index, is_learned_from in enumerate(scored.learned_from) if is_learned_from]
+
+
+def answers_of(groups: Sequence[ScoredGroup]) -> list[tuple[ScoredGroup, int]]:
+    """The N sequences of `make_batch`, in its order: each one's group, and which sibling it is."""
+    return [(group, index) for group in groups for index in _unmasked(group)]
+
+
 def make_batch(
     groups: Sequence[ScoredGroup],
     aggregate: Callable[..., Tensor],
@@ -97,9 +107,8 @@ def make_batch(
         assert len(scored.advantages) == len(responses), f"prompt {prompt.serial}: no advantages"
         assert prompt.token_ids, f"prompt {prompt.serial} has no tokens"
         prompt_ids = np.asarray(prompt.token_ids, dtype=np.int64)
-        for index, response in enumerate(responses):
-            if not scored.learned_from[index]:
-                continue
+        for index in _unmasked(scored):
+            response = responses[index]
             num_tokens = len(response.token_ids)
             assert num_tokens > 0, f"prompt {prompt.serial}: an empty response"
             assert len(response.sampler_logprobs) == num_tokens, f"prompt {prompt.serial}: logprobs"

@@ -16,10 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from grpo.errors import RunError, UserError
+from grpo.errors import RunError, UserError, WorkerFault
 from grpo.fleet import nodes
 from grpo.fleet.bundles import Seats, Wanted, in_words, seat, spread
 from grpo.fleet.environment import passed_on
@@ -155,29 +161,41 @@ class Call:
         self.future.add_done_callback(lambda _: tell(self))
 
     def result(self) -> Any:
-        """The outcome of a finished call. Raises UserError as it was raised there, RunError with
+        """The outcome of a finished call. Raises UserError as it was raised there, WorkerFault with
         the worker's own words for anything else."""
         try:
             return self.future.result()
         except RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
-            raise RunError(
+            raise WorkerFault(
+                self._where,
                 f"{self.worker.name} failed in {self.method}: "
-                f"{type(error.cause).__name__}: {error.cause}\nIts log: {self.worker.log}"
+                f"{type(error.cause).__name__}: {error.cause}\nIts log: {self.worker.log}",
             ) from error
         except (ActorDiedError, RayActorError) as error:
-            raise RunError(
+            raise WorkerFault(
+                self._where,
                 f"{self.worker.name} died during {self.method}. The end of its log "
-                f"({self.worker.log}):\n{self.worker.log_tail()}"
+                f"({self.worker.log}):\n{self.worker.log_tail()}",
             ) from error
+        except RayError as error:  # Ray itself has lost the worker's machine, or its own parts
+            raise WorkerFault(
+                self._where,
+                f"{self.worker.name} cannot be reached in {self.method}: "
+                f"{type(error).__name__}: {error}",
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        return f"{self.worker.name} {self.method}"
 
 
 def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
     """The results in order. Raises the first failure at once, without waiting for the others.
 
     Warns of workers that keep the others waiting (see `Patience`). After `timeout_s` raises a
-    RunError that names them and `key`, the recipe key that sets this limit.
+    WorkerFault that names them and `key`, the recipe key that sets this limit.
     """
     calls = list(calls)
     patience = Patience(calls[0].method, calls[0].worker.usual) if calls else None
@@ -188,7 +206,7 @@ def gather(calls: Iterable[Call], timeout_s: float, key: str = "") -> list[Any]:
         if left <= 0:
             names = ", ".join(f"{call.worker.name} ({call.method})" for call in running.values())
             limit = f"; {key} sets this limit" if key else ""
-            raise RunError(f"no answer within {timeout_s:.0f} s from {names}{limit}")
+            raise WorkerFault(names, f"no answer within {timeout_s:.0f} s from {names}{limit}")
         wait(running, timeout=min(left, patience.left_s), return_when=FIRST_EXCEPTION)
         for future in [future for future in running if future.done()]:
             running.pop(future).result()
@@ -231,6 +249,7 @@ class Cluster:
         self._logs = logs.resolve()
         self._colocated = colocated
         self._workers: list[Worker] = []
+        self._again: dict[str, Callable[[], Worker]] = {}  # starts an engine's process, by name
         self._usual: dict[str, float] = {}
         self._nodes: list[nodes.Node] = []
         self._seats: Seats | None = None
@@ -316,8 +335,9 @@ class Cluster:
         """Starts the engines' processes; `call("start")` then brings the engines up. `threads`:
         per engine, on CPU."""
         environment = self._environment() | engine_environment(threads, spec.tensor_parallel)
-        return [
-            self._start(
+        for i in range(count):
+            self._again[f"rollout-{i}"] = partial(
+                self._start,
                 f"rollout-{i}",
                 _AsyncHost,
                 partial(_make_rollout_worker, spec),
@@ -325,8 +345,13 @@ class Cluster:
                 max_concurrency=_ANY_NUMBER,
                 **self._place("rollout", i, spec.tensor_parallel),
             )
-            for i in range(count)
-        ]
+        return [self._again[f"rollout-{i}"]() for i in range(count)]
+
+    def replace(self, worker: Worker) -> Worker:
+        """A new process for an engine, in the old one's place, which is killed."""
+        worker.kill()
+        self._workers.remove(worker)
+        return self._again[worker.name]()
 
     def learner_ranks(self, spec: LearnerSpec, count: int) -> list[Worker]:
         """Starts the ZeRO-3 ranks, which join their process group while they are made: on the

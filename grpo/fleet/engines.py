@@ -8,7 +8,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from grpo.errors import RunError
+from grpo.errors import RunError, WorkerFault
 from grpo.fleet.cluster import Call, Worker, gather
 from grpo.fleet.stragglers import Patience
 from grpo.rollout.sampling import Sampling
@@ -51,10 +51,11 @@ class RolloutPool:
         seed_of: Callable[[Prompt], int],
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[Group]:
-        """Yields a group per prompt in the order in which they finish.
+        """Yields a group per prompt in the order in which they finish. What a failed engine was at
+        is sampled by the others.
 
         Once `stop()` is true, running requests are aborted and nothing more is yielded. Raises
-        RunError if no group finishes within the pool's timeout.
+        WorkerFault if no group finishes within the pool's timeout.
         """
         stream = self.stream(count, sampling, seed_of)
         stream.submit(prompts)
@@ -63,6 +64,8 @@ class RolloutPool:
                 stream.abort()
                 return
             yield from stream.finished(POLL_S)
+            if len(stream.lost) == len(self.workers):
+                raise next(iter(stream.lost.values()))
 
     def score(self, token_ids: list[int]) -> list[list[float]]:
         """Each engine's logprobs of tokens 1.. of one sequence."""
@@ -79,6 +82,8 @@ class RolloutStream:
 
     No engine is sent more than it can work on; the other prompts wait here. A call to pause or
     abort an engine therefore gets through at once, however many groups are under way.
+
+    An engine that fails is lost: its prompts wait for another one, or until it is `found` again.
     """
 
     def __init__(
@@ -98,7 +103,8 @@ class RolloutStream:
         self._waiting: deque[Prompt] = deque()
         self._busy = {worker.name: 0 for worker in workers}  # tokens in flight, at most
         self._sent = {worker.name: 0 for worker in workers}  # groups in flight
-        self._running: dict[int, Call] = {}
+        self._running: dict[int, tuple[Call, Prompt]] = {}
+        self._lost: dict[str, WorkerFault] = {}
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._patience = Patience("sample", workers[0].usual)
         self._since = time.monotonic()  # the last group finished, or work began
@@ -107,6 +113,15 @@ class RolloutStream:
     def running(self) -> int:
         """Groups that were submitted and have not come out yet."""
         return len(self._running) + len(self._waiting)
+
+    @property
+    def lost(self) -> dict[str, WorkerFault]:
+        """What happened to the engines that are sent nothing any more, by name."""
+        return dict(self._lost)
+
+    def found(self, name: str) -> None:
+        """The engine has a new process, with the weights of the others."""
+        del self._lost[name]
 
     def submit(self, prompts: Sequence[Prompt]) -> None:
         if not self.running:
@@ -117,24 +132,31 @@ class RolloutStream:
     def finished(self, wait_s: float) -> list[Group]:
         """The groups that have finished; waits up to `wait_s` for the first.
 
-        Raises RunError if none finishes within the pool's timeout.
+        Raises WorkerFault if none finishes within the pool's timeout.
         """
         if not self._running:
+            if self._waiting:  # for an engine to be found again
+                time.sleep(wait_s)
+                self._begin_to_wait()
+                self._send()
             return []
         done = self._next_done(wait_s)
         if not done:
-            self._patience.look(list(self._running.values()))
+            self._patience.look([call for call, _ in self._running.values()])
             waited_s = time.monotonic() - self._since
             if waited_s > self._timeout_s:
-                names = ", ".join(sorted({c.worker.name for c in self._running.values()}))
+                names = ", ".join(sorted({call.worker.name for call, _ in self._running.values()}))
                 limit = f"; {self._timeout_key} sets this limit" if self._timeout_key else ""
-                raise RunError(f"no group from {names} within {self._timeout_s:.0f} s{limit}")
+                raise WorkerFault(
+                    f"{names} sample",
+                    f"no group from {names} within {self._timeout_s:.0f} s{limit}",
+                )
             return []
         self._patience.end()
         self._begin_to_wait()
-        groups = [self._settle(call) for call in done]
+        settled = [self._settle(call) for call in done]
         self._send()
-        return groups
+        return [group for group in settled if group is not None]
 
     def abort(self) -> None:
         """Aborts every running request; what they had sampled is lost. An engine that does not
@@ -142,8 +164,9 @@ class RolloutStream:
         self._waiting.clear()
         wait_s = min(ABORT_S, self._timeout_s)
         try:
-            gather([w.call("abort") for w in self._workers], wait_s, self._timeout_key)
-            gather(self._running.values(), wait_s, self._timeout_key)
+            there = [worker for worker in self._workers if worker.name not in self._lost]
+            gather([worker.call("abort") for worker in there], wait_s, self._timeout_key)
+            gather([call for call, _ in self._running.values()], wait_s, self._timeout_key)
         except RunError as error:
             _log.warning("sampling could not be stopped, and ends with the engines: %s", error)
             self._running.clear()
@@ -151,6 +174,7 @@ class RolloutStream:
         while self._running:
             for call in self._next_done(wait_s):
                 self._settle(call)
+        self._waiting.clear()  # of an engine that failed meanwhile
 
     def _begin_to_wait(self) -> None:
         self._since = time.monotonic()
@@ -165,19 +189,29 @@ class RolloutStream:
                 done.append(self._done.get_nowait())
         return done
 
-    def _settle(self, call: Call) -> Group:
-        """The group of a call that has ended. Raises what the call raised."""
-        del self._running[id(call)]
-        group: Group = call.result()
-        self._busy[call.worker.name] -= self._most_tokens(group.prompt)
+    def _settle(self, call: Call) -> Group | None:
+        """The group of a call that has ended. None where its engine failed: the prompt is the next
+        to be sent."""
+        _, prompt = self._running.pop(id(call))
+        self._busy[call.worker.name] -= self._most_tokens(prompt)
         self._sent[call.worker.name] -= 1
-        return group
+        try:
+            return call.result()
+        except WorkerFault as fault:
+            if call.worker in self._workers:  # else it was replaced meanwhile
+                self._lost.setdefault(call.worker.name, fault)
+            self._waiting.appendleft(prompt)
+            return None
 
     def _send(self) -> None:
         """Sends waiting prompts to the least busy engines until those are full."""
         most = max(1, _MOST_ANSWERS // self._count)
         while self._waiting:
-            free = [worker for worker in self._workers if self._sent[worker.name] < most]
+            free = [
+                worker
+                for worker in self._workers
+                if self._sent[worker.name] < most and worker.name not in self._lost
+            ]
             if not free:
                 return
             prompt = self._waiting.popleft()
@@ -186,7 +220,7 @@ class RolloutStream:
             self._sent[worker.name] += 1
             seed = self._seed_of(prompt)
             call = worker.call("sample", prompt, self._count, self._sampling, seed)
-            self._running[id(call)] = call
+            self._running[id(call)] = call, prompt
             call.when_done(self._done.put)
 
     def _most_tokens(self, prompt: Prompt) -> int:

@@ -49,8 +49,23 @@ class Learner:
             "learn/loss": sum(rank["loss_sum"] for rank in ranks),
             "learn/grad_norm": ranks[0]["grad_norm"],
             "learn/lr": ranks[0]["lr"],
+            "learn/skipped": ranks[0]["skipped"],
             **usage_metrics(ranks),
         }
+
+    def parts_of_loss(self, index: int) -> dict[int, float]:
+        """What each sequence of mini-batch `index`, by its number in it, added to the policy's loss
+        in the step that was just taken on it, or skipped."""
+        shares: list[dict[int, float]] = self.everywhere("parts_of_loss", index)
+        return {row: part for share in shares for row, part in share.items()}
+
+    def answers_within(self, seconds: float) -> None:
+        """Raises WorkerFault unless every rank is alive and has nothing else to do."""
+        gather([worker.call("num_weight_bytes") for worker in self.workers], seconds)
+
+    def num_not_finite(self) -> int:
+        """How many of the weights that train are nan or infinite."""
+        return sum(self.everywhere("num_not_finite"))
 
     def score(self, token_ids: list[int]) -> list[float]:
         return self.everywhere("score", token_ids)[0]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from grpo.config.recipe import SyncConfig
-from grpo.errors import RunError
+from grpo.errors import Diverged, WorkerFault
 from grpo.fleet.canary import Apart, Bounds, not_finite
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.engines import RolloutPool
@@ -89,8 +89,8 @@ class WeightSync:
             self._learner.everywhere("reload")
 
     def update(self, version: int) -> UpdateStats:
-        """Replaces the weights of every engine. Raises RunError within the deadline if either
-        side fails; the engines are unusable afterwards."""
+        """Replaces the weights of every engine. Raises WorkerFault within the deadline if
+        either side fails; the engines are unusable afterwards."""
         started = time.monotonic()
         parts: dict[str, float] = {}
         self._scored = []
@@ -129,31 +129,33 @@ class WeightSync:
     def check_canary(self, dtype: str) -> Apart:
         """How far learner and engines lie apart on the canary: the engine that is furthest.
 
-        Raises RunError if that is more than rounding explains, since an engine then holds other
-        weights than the learner, and if either side scores nan or an infinity, which comparisons
-        let through.
+        Raises WorkerFault if that is more than rounding explains, since an engine then holds other
+        weights than the learner, or if an engine scores nan or an infinity, which comparisons let
+        through; Diverged if the learner does.
         """
         bounds = Bounds.of(dtype, self._config.canary.tolerance)
         expected = self._scored or self._learner.score(self._canary)
         if (fault := not_finite(expected)) is not None:
-            raise RunError(f"{self._after} the learner itself scores {fault}: {self._diverged}")
+            raise Diverged(f"{self._after} the learner itself scores {fault}: {self._diverged}")
         scored = list(zip(self._rollouts.workers, self._rollouts.score(self._canary), strict=True))
         for worker, engine in scored:
             if (fault := not_finite(engine)) is not None:
-                raise RunError(
+                raise WorkerFault(
+                    f"{worker.name} canary",
                     f"{self._after} {worker.name} scores {fault}, and the learner does not: the "
                     "weights did not arrive whole, or overflow in the engine. "
-                    f"{self._go_on}try another sync.transport or model.dtype"
+                    f"{self._go_on}try another sync.transport or model.dtype",
                 )
         found = [(worker, Apart.between(expected, engine)) for worker, engine in scored]
         for worker, apart in found:
             if (fault := bounds.fault(apart)) is not None:
-                raise RunError(
+                raise WorkerFault(
+                    f"{worker.name} canary",
                     f"{self._after} {worker.name} and the learner score the same "
                     f"{len(expected)} tokens {fault}; furthest apart is token {apart.position}, "
                     f"which scores {apart.engine:.6g} in {worker.name}, {apart.learner:.6g} in the "
                     f"learner. The update did not arrive whole. {self._go_on}try another "
-                    "sync.transport, or raise sync.canary.tolerance for a low-precision engine"
+                    "sync.transport, or raise sync.canary.tolerance for a low-precision engine",
                 )
         return max((apart for _, apart in found), key=lambda apart: apart.largest)
 

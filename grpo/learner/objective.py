@@ -58,6 +58,17 @@ class Objective:
         sums["loss_sum"] = loss.detach().double()
         return loss, sums
 
+    def by_sequence(self, micro: MicroBatch, logprobs_T: Tensor, old_T: Tensor) -> Tensor:
+        """[n] each sequence's part of the policy's loss; without KL and entropy."""
+        with torch.no_grad():
+            objective_T = self._surrogate(logprobs_T, old_T, micro.advantages_N, micro.row_T)
+            if self._correction is not None:
+                factor_T = self._correction(old_T, micro.sampler_logprobs_T, micro.row_T)
+                objective_T = objective_T * factor_T
+            parts_T = -micro.weights_N[micro.row_T] * objective_T
+            zeros_N = parts_T.new_zeros(len(micro.rows_N))
+            return zeros_N.index_add(0, micro.row_T, parts_T)
+
     def _regularization(
         self, micro: MicroBatch, scores: Scores, real_T: Tensor, sums: dict[str, Tensor]
     ) -> Tensor:

@@ -1,5 +1,6 @@
 """One ZeRO-3 rank of the learner: weighted sums in, an optimizer step out."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ class LearnerRank:
         # By mini-batch; None until one has been scored under the weights that sampled it.
         self._old_logprobs: list[list[torch.Tensor] | None] = []
         self._old_are_kept = False
+        self._found: list[torch.Tensor] = []  # logprobs of the last step, by micro-batch
         self._reference_logprobs: list[list[torch.Tensor]] | None = None
 
     # --- a step ---
@@ -110,7 +112,8 @@ class LearnerRank:
         """One optimizer step on mini-batch `index`; `number` counts them over the run from 0.
 
         Returns sums over this rank's response tokens (keys ending in _sum, and `tokens`), and
-        values that all ranks share.
+        values that all ranks share. Where the gradient or a part of the loss is not finite, on
+        whichever rank, `skipped` is 1: weights and optimizer are as they were.
         """
         lr = learning_rate(self._spec.recipe.learner, number, self._spec.optimizer_steps)
         for group in self._engine.optimizer.param_groups:
@@ -129,17 +132,40 @@ class LearnerRank:
             reference_T = reference[index][i] if reference else None
             scores = Scores(logprobs_T, entropy_T, old_T, reference_T)
             loss, sums = self._objective.loss(loaded.micro, scores)
-            self._engine.backward(loss * undo_averaging, scale_wrt_gas=False)
+            # nan where the loss is not finite, else 1: every rank sees it in the gradient's norm.
+            finite = loss.detach() * 0 + 1
+            self._engine.backward(loss * finite * undo_averaging, scale_wrt_gas=False)
             for key, value in sums.items():
                 totals[key] = totals[key] + value if key in totals else value
             self._meter.add(loaded.where, len(loaded.micro.targets_T))
         if self._old_are_kept and old is None:
             self._old_logprobs[index] = found
+        self._found = found
         self._engine.step()
-        grad_norm = float(self._engine.get_global_grad_norm() or 0.0)
+        taken = self._engine.was_step_applied()
+        # DeepSpeed, which does not take a step whose norm is not finite, keeps the norm before it.
+        grad_norm = float(self._engine.get_global_grad_norm() or 0.0) if taken else math.nan
         read = torch.stack(list(totals.values())).tolist()  # the one wait for the device
         sums = dict(zip(totals, read, strict=True))
-        return sums | {"grad_norm": grad_norm, "lr": lr} | self._meter.stop()
+        facts = {"grad_norm": grad_norm, "lr": lr, "skipped": float(not taken)}
+        return sums | facts | self._meter.stop()
+
+    def parts_of_loss(self, index: int) -> dict[int, float]:
+        """What each sequence of this rank's share of mini-batch `index` adds to the policy's loss,
+        by its number in the Batch; after a step on it, which tells why it was skipped."""
+        parts: dict[int, float] = {}
+        old = self._old_logprobs[index]
+        for i, loaded in enumerate(self._minibatches[index]):
+            old_T = self._found[i] if old is None else old[i]
+            parts_N = self._objective.by_sequence(loaded.micro, self._found[i], old_T).tolist()
+            rows = loaded.micro.rows_N.tolist()
+            parts |= {row: part for row, part in zip(rows, parts_N, strict=True) if row >= 0}
+        return parts
+
+    def num_not_finite(self) -> int:
+        """Of this rank's share of the weights that train."""
+        masters = self._engine.optimizer.fp32_partitioned_groups_flat
+        return sum(int((~torch.isfinite(master)).sum()) for master in masters)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1.. of a sequence, each given all tokens before it, at temperature 1,
@@ -158,6 +184,8 @@ class LearnerRank:
 
     def open_transport(self, meeting: Meeting, push: Callable[..., None]) -> None:
         """Meets the engines. `push` hands them a chunk, for the transport whose learner drives."""
+        if self._sender is not None:  # an engine has a new process, so all of them meet anew
+            self._sender.close()
         self._sender = make_sender(self._source, meeting, push)
         self._sender.open()
 

@@ -14,6 +14,8 @@ from grpo.eval.history import metric_names
 from grpo.fleet.placement import check_layout, transport_of
 from grpo.fleet.places import check_places
 from grpo.preflight.lora import check_lora
+from grpo.preflight.model import Fact, check_lengths, check_model
+from grpo.preflight.room import check_output, room_for_checkpoints, shared_memory_warning
 from grpo.registry import call, nearest
 from grpo.types import Row
 from grpo.verify.ready import check_verifier
@@ -127,16 +129,3 @@ def _check_keep_best(recipe: Recipe) -> None:
             f"checkpoint.keep_best.metric is {metric!r}, but eval.every is 0, so that only the "
             "start and the end are evaluated: set eval.every to a number of steps"
         )
-
-
-def _check_model(recipe: Recipe) -> str:
-    path, build = recipe.model.path, recipe.model.build
-    if path is None:
-        assert build is not None
-        return f"built: {build.layers} layers of {build.hidden_size}"
-    if not looks_local(path):
-        return f"{path} (from the Hugging Face hub)"
-    if not Path(path).expanduser().is_dir():
-        raise UserError(f"model.path {path!r}: no such folder")
-    check_model_folder(Path(path).expanduser())
-    return path

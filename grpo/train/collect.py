@@ -13,7 +13,7 @@ go on through weight updates; their tokens know who sampled them.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted
-from grpo.fleet.engines import POLL_S, RolloutPool
+from grpo.fleet.engines import POLL_S, RolloutPool, RolloutStream
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.train.groups import (
     Collected,
@@ -66,9 +66,12 @@ class Collector:
         rollouts: RolloutPool,
         verifier: VerifierPool,
         shadows: ShadowVerifiers | None = None,
+        left_out: Collection[int] = (),
     ):
+        """`left_out`: serials of the prompts that nothing is learned from."""
         self._recipe = recipe
         self._k = recipe.schedule.max_staleness
+        self._left_out = frozenset(left_out)
         # The feeder's own.
         self._rollouts = rollouts.stream(
             recipe.rollout.group_size, sampling_of(recipe), self._seed_of
@@ -84,14 +87,17 @@ class Collector:
         self._rollout_s, self._rollout_tokens = 0.0, 0
         self._closing = False
         self._failure: Exception | None = None
+        # Brings lost engines back while the driver waits for a step; None: it cannot be done.
+        self.revive: Callable[[RolloutStream, int, int], None] | None = None
         self._feeder: threading.Thread | None = None
 
     # --- the driver's thread ---
 
     def collect(self, step: int, screen: Screen, stop: Callable[[], bool]) -> Collected:
-        """The groups of one step, once all of them are judged. Raises Interrupted where `stop` says
-        so, with nothing under way any more; RunError where every group is flat and
-        flat_groups.mode is replace; and whatever went wrong in the feeder since."""
+        """The groups of one step, once all of them are judged; engines that are lost meanwhile are
+        brought back. Raises Interrupted where `stop` says so, with nothing under way any more;
+        WorkerFault where a lost engine cannot be brought back; RunError where every group is flat
+        and flat_groups.mode is replace; and whatever went wrong in the feeder since."""
         if self._feeder is None:
             self.begin(step)
             self._feeder = threading.Thread(target=self._feed, name="rollout-feeder", daemon=True)
@@ -104,11 +110,20 @@ class Collector:
                     self.close()
                     self._rollouts.abort()
                     raise Interrupted
+                self.bring_back(step, step - 1)
                 judged, taken = self._wait(step)
                 bar.extend(max(0, taken - total))
                 bar.advance(judged - done)
                 done, total = judged, max(taken, total)
         return self.take(step, screen)
+
+    def bring_back(self, step: int, version: int) -> None:
+        """Revives the engines that were lost, if any were, while the learner has nothing to do;
+        `version`: of the learner's weights. Raises WorkerFault where that cannot be done."""
+        if lost := self._rollouts.lost:
+            if self.revive is None:
+                raise next(iter(lost.values()))
+            self.revive(self._rollouts, step, version)
 
     def begin(self, step: int) -> None:
         """The engines have the weights of the step before this one, the first to be collected."""
@@ -134,7 +149,7 @@ class Collector:
             pending = self._steps[step]
             seconds, self._rollout_s = self._rollout_s, 0.0
             tokens, self._rollout_tokens = self._rollout_tokens, 0
-        sampled, used = select_groups(self._recipe, step, pending.judged, screen)
+        sampled, used = select_groups(self._recipe, step, pending.judged, screen, self._left_out)
         return Collected(
             sampled, used, pending.stale_tokens, pending.aborted_tokens, seconds, tokens
         )
@@ -147,12 +162,18 @@ class Collector:
             self._version = step
             self._changed.notify_all()
 
-    def cursor(self) -> dict[str, Any]:
-        """The data's place after the last finished step: what was taken since comes first again,
-        whether it is being sampled, being judged or ready, as nothing was learned from it."""
+    def cursor(self, learned: int = 0) -> dict[str, Any]:
+        """The data's place after the last finished step, or after step `learned` where the engines
+        do not have its weights yet: what was taken since comes first again, whether it is being
+        sampled, being judged or ready, as nothing was learned from it."""
         with self._changed:
             return self._stream.state_dict(
-                [prompt for step in self._steps.values() for prompt in step.prompts.values()]
+                [
+                    prompt
+                    for number, step in self._steps.items()
+                    if number > learned
+                    for prompt in step.prompts.values()
+                ]
             )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Groups on their way through a step: judged, flat ones counted, and what the learner gets."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,16 +134,21 @@ def num_replaced(recipe: Recipe, taken: int, fresh: Sequence[ScoredGroup]) -> in
 
 
 def select_groups(
-    recipe: Recipe, step: int, sampled: Sequence[ScoredGroup], screen: Screen
+    recipe: Recipe,
+    step: int,
+    sampled: Sequence[ScoredGroup],
+    screen: Screen,
+    left_out: Collection[int] = (),
 ) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-    """(sampled in prompt order, what the learner gets of it). Raises RunError where every group is
-    flat and flat_groups.mode is replace."""
+    """(sampled in prompt order, what the learner gets of it: nothing of the prompts whose serials
+    are left out). Raises RunError where every group is flat and flat_groups.mode is replace."""
     mode, wanted = recipe.flat_groups.mode, recipe.rollout.prompts
     # In prompt order, whichever finished first: the same batch on every run.
     ordered = sorted(sampled, key=lambda scored: scored.group.prompt.serial)
     if mode == "keep":
-        return ordered, [g for g in ordered if any(g.learned_from)]
-    used = [group for group in ordered if is_informative(group)]
+        used = [group for group in ordered if any(group.learned_from)]
+    else:
+        used = [group for group in ordered if is_informative(group)]
     if mode == "replace" and not used:
         raise RunError(_all_flat(ordered))
     if mode == "replace" and len(used) < wanted:
@@ -151,7 +156,7 @@ def select_groups(
             f"step {step}: only {len(used)} of {len(ordered)} groups had unequal rewards, "
             f"{wanted} were wanted, and flat_groups.max_rounds allows no more prompts"
         )
-    return ordered, used
+    return ordered, [group for group in used if group.group.prompt.serial not in left_out]
 
 
 def _all_flat(sampled: list[ScoredGroup]) -> str:

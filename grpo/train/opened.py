@@ -23,6 +23,7 @@ from grpo.preflight.room import room_for_checkpoints, shared_memory_warning
 from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
+from grpo.store.rollbacks import left_out
 from grpo.train.collect import Collector
 from grpo.train.shadows import ShadowVerifiers, open_shadows
 from grpo.train.update import PolicyUpdate
@@ -38,6 +39,7 @@ _CANARY_PROMPTS = 8
 class Opened:
     """The parts of one run, all of them started."""
 
+    cluster: Cluster
     tokenizer: Any
     max_model_len: int
     stream: PromptStream
@@ -48,6 +50,7 @@ class Opened:
     sync: WeightSync
     collector: Collector
     policy_update: PolicyUpdate
+    colocated: bool
     log: MetricsLog
     board: NullBoard | WandbBoard
 
@@ -87,12 +90,14 @@ def open_run(
             rest_weights=recipe.learner.offload_weights,
         )
         sync.open(cluster, recipe.rollout.tensor_parallel)
-        collector = Collector(recipe, stream, rollouts, verifier, shadows)
+        serials = left_out(folder.rollbacks)
+        collector = Collector(recipe, stream, rollouts, verifier, shadows, serials)
         stack.callback(collector.close)
         log = MetricsLog(folder.metrics)
         board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path)
         stack.callback(board.finish)
         yield Opened(
+            cluster=cluster,
             tokenizer=tokenizer,
             max_model_len=placement.max_model_len,
             stream=stream,
@@ -103,6 +108,7 @@ def open_run(
             sync=sync,
             collector=collector,
             policy_update=PolicyUpdate(recipe, learner),
+            colocated=placement.colocated,
             log=log,
             board=board,
         )

@@ -28,20 +28,25 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
         checkpoint = folder.latest_checkpoint()
     else:
         checkpoint = named_checkpoint(resume, recipe, folder, screen)
-    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
     folder.begin(wanted, facts())
-    aside = folder.rewind(step)
+    aside = go_back_to(checkpoint, folder, screen)
     if aside is not None and checkpoint is None:
         screen.warn(
-            f"{folder.path} has no checkpoint that can be read, so the run starts again at step 0; "
-            f"all that it had written is in {aside}"
+            f"{folder.path} has no checkpoint that can be read, so the run starts again at step 0"
         )
-    elif aside is not None:
+    return checkpoint
+
+
+def go_back_to(checkpoint: Path | None, folder: RunFolder, screen: Screen) -> Path | None:
+    """Moves aside what the folder has of later steps; None: of all steps. Where to, if anything."""
+    step = 0 if checkpoint is None else TrainState.load(checkpoint).step
+    aside = folder.rewind(step)
+    if aside is not None:
         screen.note(
             f"the steps after {step} are taken again; what they had written is in {aside}, which "
             "you may delete"
         )
-    return checkpoint
+    return aside
 
 
 def _check_recipe(

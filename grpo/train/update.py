@@ -1,5 +1,6 @@
 """The second half of a step: scored groups become optimizer steps."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from grpo.algo import ADVANTAGES, AGGREGATORS
 from grpo.algo.difficulty import DifficultyAnchor
 from grpo.algo.shadow import shadow_metrics
 from grpo.batch.build import (
+    answers_of,
     counted_advantages,
     make_batch,
     rollout_lengths,
@@ -20,18 +22,35 @@ from grpo.batch.cut import cut, imbalance
 from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.fleet.learner import Learner
+from grpo.store.checkpoint import SKIPPED
 from grpo.train.groups import Collected
 from grpo.types import Batch, ScoredGroup
 
 
 @dataclass(frozen=True, slots=True)
+class Suspect:
+    """An answer without which an optimizer step would probably have been taken: what it adds to
+    the loss is not finite, or is the largest of all."""
+
+    group: ScoredGroup
+    index: int
+    part_of_loss: float
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
     """A step that was learned from. In `collected` the groups that the learner got have their
-    advantages, wherever they stand. `optimizer_steps`: how many were taken."""
+    advantages, wherever they stand.
+
+    optimizer_steps: how many were taken
+    skipped_in_a_row: how many were not since the last that was, as their gradients are not finite
+    """
 
     collected: Collected
     optimizer_steps: int
     metrics: dict[str, float]
+    skipped_in_a_row: int = 0
+    suspects: tuple[Suspect, ...] = ()
 
 
 class PolicyUpdate:
@@ -45,6 +64,7 @@ class PolicyUpdate:
         rule = recipe.regularization.aggregate
         self._regularize = AGGREGATORS.bind(rule.name, rule.options)
         self._anchor = _make_anchor(recipe.difficulty)
+        self.skipped_in_a_row = 0
 
     def learn(self, collected: Collected, number: int) -> Learned:
         """The anchor sees every sampled group, flat ones included; then come the advantages, and
@@ -56,13 +76,15 @@ class PolicyUpdate:
         """
         metrics = self._observe(collected.sampled)
         used = self._advantages(collected.used)
-        taken = 0
+        before, suspects = number, []
         if used:
-            taken, learned = self._steps(used, number)
+            taken, learned, suspects = self._steps(used, number)
+            number += taken
             metrics |= learned
         weighed = {group.group.prompt.serial: group for group in used}
         sampled = [weighed.get(g.group.prompt.serial, g) for g in collected.sampled]
-        return Learned(replace(collected, sampled=sampled, used=used), taken, metrics)
+        collected = replace(collected, sampled=sampled, used=used)
+        return Learned(collected, number - before, metrics, self.skipped_in_a_row, tuple(suspects))
 
     def _observe(self, sampled: list[ScoredGroup]) -> dict[str, float]:
         """Tells the difficulty anchor of a step's groups; its metrics."""
@@ -85,9 +107,13 @@ class PolicyUpdate:
             return groups
         return [with_factors(group, self._factors(group)) for group in groups]
 
-    def _steps(self, groups: list[ScoredGroup], number: int) -> tuple[int, dict[str, float]]:
-        """Takes the optimizer steps; how many, and their mean metrics."""
-        batches = self._batches(groups)
+    def _steps(
+        self, groups: list[ScoredGroup], number: int
+    ) -> tuple[int, dict[str, float], list[Suspect]]:
+        """Takes the optimizer steps; how many, their mean metrics, and an answer for each that was
+        skipped."""
+        parts = split_minibatches(groups, self._recipe.schedule.minibatches)
+        batches = self._batches(parts, rollout_lengths(groups))
         ranks = len(self._learner.workers)
         budget = self._recipe.learner.micro_batch_tokens
         shared = self._recipe.learner.shared_prefix
@@ -98,23 +124,44 @@ class PolicyUpdate:
             # From the second step on the weights have moved: ratios are against these.
             self._learner.remember_logprobs()
         taken: list[dict[str, float]] = []
+        skipped: list[dict[str, float]] = []
+        suspects: list[Suspect] = []
         for _ in range(passes):
             for index in range(len(batches)):
-                taken.append(self._learner.step(index, number + len(taken)))
-        means = {key: sum(t[key] for t in taken) / len(taken) for key in taken[0]}
+                metrics = self._learner.step(index, number + len(taken))
+                if metrics["learn/skipped"]:
+                    skipped.append(metrics)
+                    suspects.append(self._suspect(parts[index], index))
+                    self.skipped_in_a_row += 1
+                else:
+                    taken.append(metrics)
+                    self.skipped_in_a_row = 0
+        shown = taken or skipped
+        means = {key: sum(t[key] for t in shown) / len(shown) for key in shown[0]}
+        means["learn/skipped"] = float(len(skipped))
         means["learn/imbalance"] = sum(map(imbalance, cuts)) / len(cuts)
-        return len(taken), means | self._shadow(groups, batches)
+        return len(taken), means | self._shadow(groups, batches), suspects
+
+    def _suspect(self, groups: list[ScoredGroup], index: int) -> Suspect:
+        """The answer that a skipped step is put down to: the first of the batch whose part of the
+        loss is not finite, else the one with the largest."""
+        parts = self._learner.parts_of_loss(index)
+        row = max(sorted(parts), key=lambda row: _size(parts[row]))
+        group, sibling = answers_of(groups)[row]
+        return Suspect(group, sibling, parts[row])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to weigh as this one would have."""
-        return {} if self._anchor is None else {"anchor": self._anchor.state_dict()}
+        anchor = {} if self._anchor is None else {"anchor": self._anchor.state_dict()}
+        return anchor | {SKIPPED: self.skipped_in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.skipped_in_a_row = state.get(SKIPPED, 0)
         if self._anchor is not None and "anchor" in state:
             self._anchor.load_state_dict(state["anchor"])
 
-    def _batches(self, groups: list[ScoredGroup]) -> list[Batch]:
-        lengths_N = rollout_lengths(groups)
+    def _batches(self, parts: list[list[ScoredGroup]], lengths_N: Tensor) -> list[Batch]:
+        """`lengths_N`: of the whole rollout step."""
         return [
             make_batch(
                 part,
@@ -123,7 +170,7 @@ class PolicyUpdate:
                 regularize=self._regularize,
                 rollout_lengths_N=lengths_N,
             )
-            for part in split_minibatches(groups, self._recipe.schedule.minibatches)
+            for part in parts
         ]
 
     def _shadow(self, groups: list[ScoredGroup], batches: list[Batch]) -> dict[str, float]:
@@ -156,6 +203,10 @@ class PolicyUpdate:
                 "least and the largest reward of the verifier"
             )
         return min(1.0, max(0.0, accuracy))
+
+
+def _size(part_of_loss: float) -> float:
+    return abs(part_of_loss) if math.isfinite(part_of_loss) else math.inf
 
 
 def _make_anchor(config: DifficultyConfig | None) -> DifficultyAnchor | None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -43,13 +43,21 @@ logging: {{wandb: "off", samples_every: 0}}
 
 
 class Run:
-    """`grpo train` in a process of its own."""
+    """`grpo train` in a process of its own, or a `command` that comes to it."""
 
-    def __init__(self, recipe: Path, *overrides: str, log_in: Path | None = None):
+    def __init__(
+        self,
+        recipe: Path,
+        *overrides: str,
+        log_in: Path | None = None,
+        command: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ):
         self.log = (log_in or recipe.parent) / f"log-{time.monotonic_ns()}.txt"
         self.process = subprocess.Popen(
-            [str(GRPO), "train", str(recipe), *overrides],
+            command or [str(GRPO), "train", str(recipe), *overrides],
             cwd=ROOT,
+            env=environment,
             stdout=self.log.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,

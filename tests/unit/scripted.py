@@ -46,6 +46,7 @@ class Engines:
         self.script, self.version = script, version
         self.seeds: list[tuple[int, int]] = []
         self.back_tokens = 0
+        self.lost: dict[str, Any] = {}
         self._waiting: dict[int, tuple[Prompt, list[VersionSpan]]] = {}
 
     def stream(self, count: int, sampling: Any, seed_of: Any) -> "Engines":

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from grpo.config.health import HealthConfig
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
-from grpo.errors import Collapsed
+from grpo.errors import Collapsed, Diverged
 from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
@@ -25,8 +25,8 @@ from grpo.train.collapse import CollapseGuards, Finding, diagnosis
 from grpo.train.failures import with_example
 from grpo.train.groups import Collected
 from grpo.train.opened import Opened
-from grpo.train.run import Trainer
 from grpo.train.shadows import ShadowVerifiers
+from grpo.train.trainer import Progress, Trainer, Unreported
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 from tests.examples import examples
 
@@ -342,9 +342,13 @@ def test_the_demo_raises_no_alarm():
 def trainer(tmp_path: Path, **health: Any) -> tuple[Trainer, StringIO]:
     part = Mock()
     part.policy_update.state_dict.return_value = {}
+    part.policy_update.skipped_in_a_row = 0
+    part.num_not_finite.return_value = 0
     part.collector.cursor.return_value = {}
     folder, err = RunFolder(tmp_path), StringIO()
     parts = Opened(
+        cluster=Mock(),
+        colocated=False,
         tokenizer=part,
         max_model_len=32,
         stream=part,
@@ -373,7 +377,9 @@ def trainer(tmp_path: Path, **health: Any) -> tuple[Trainer, StringIO]:
 def reported(run: Trainer, step: int, **more: float) -> list[Finding]:
     group = answers("verifier crashed: KeyError", "what broke it")
     metrics = HEALTHY | {"time/step_s": 1.0} | more
-    return run.report(step, metrics, Collected([group], []))
+    run.progress = Progress(step)
+    run.unreported = Unreported(step, metrics, Collected([group], []))
+    return run.report()
 
 
 def test_a_run_warns_of_a_sign_and_shows_what_broke_its_verifier(tmp_path: Path):
@@ -391,10 +397,11 @@ def test_a_run_that_must_not_go_on_ends_with_the_diagnosis_and_stop_saves_it(
     tmp_path: Path, action: str
 ):
     run, err = trainer(tmp_path, on_collapse=action, patience=1)
-    run.save(1)
+    run.progress = Progress(1)
+    run.save()
     findings = reported(run, 2, **{"learn/entropy": 0.001})
-    with pytest.raises(Collapsed) as error:
-        run.end_if_collapsed(2, findings)
+    with pytest.raises(Collapsed if action == "stop" else Diverged) as error:
+        run.end_if_collapsed(findings)
     assert str(error.value) == diagnosis(findings)
     assert "learn/entropy is 0.001" in str(error.value) and "learn/entropy" not in err.getvalue()
     saved = {path.name for path in run.folder.checkpoints.glob("step_*")}
@@ -406,7 +413,7 @@ def test_what_a_run_has_seen_goes_with_its_checkpoint(tmp_path: Path):
     run, _ = trainer(tmp_path)
     for step in (1, 2):
         reported(run, step, **{"learn/entropy": 0.001})
-    run.save(2)
+    run.save()
     resumed, err = trainer(tmp_path)
     resumed.restore(run.folder.checkpoints / "step_000002")
     reported(resumed, 3, **{"learn/entropy": 0.001})

@@ -37,6 +37,7 @@ class Engines:
         self._flat, self._order = flat, order
         self._waiting: list[Prompt] = []
         self.aborted = False
+        self.lost: dict[str, Any] = {}
 
     def stream(self, *_: Any) -> "Engines":
         return self

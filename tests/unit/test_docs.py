@@ -46,7 +46,7 @@ MODULES = (
     "train/goodput.py",
     "train/paid.py",
     "train/shadows.py",
-    "train/run.py",
+    "train/trainer.py",
     "train/update.py",
     "fleet/learner.py",
     "learner/usage.py",
@@ -54,7 +54,7 @@ MODULES = (
 )
 METRIC = re.compile(
     r"tokens_seen|(reward|length|truncated|no_answer|groups|verdict|throughput|time|sync|learn|mismatch"
-    r"|difficulty|shadow|eval|goodput|staleness|memory)/[^/].*"
+    r"|difficulty|shadow|eval|goodput|staleness|memory|heal)/[^/].*"
 )
 HOLE = "<>"  # what an f-string fills in while it runs
 

@@ -28,7 +28,8 @@ from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog, read_metrics
 from grpo.train.opened import Opened
-from grpo.train.run import Progress, Trainer, _summary
+from grpo.train.run import _summary
+from grpo.train.trainer import Progress, Trainer
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS
 from grpo.verify.fingerprint import fingerprint
@@ -449,6 +450,8 @@ def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
     folder.path.mkdir(exist_ok=True)
     collector, verifier, stop = Mock(), cast(Any, bench), cast(Any, lambda: bench.stopped)
     parts = Opened(
+        cluster=Mock(),
+        colocated=False,
         tokenizer=Letters(),
         max_model_len=32,
         stream=unused,

@@ -27,8 +27,8 @@ from grpo.train.best import best_steps
 from grpo.train.groups import Collected
 from grpo.train.opened import Opened
 from grpo.train.resume import eval_path, starting_point
-from grpo.train.run import Progress, Trainer
 from grpo.train.shadows import ShadowVerifiers
+from grpo.train.trainer import Progress, Trainer, Unreported
 from tests.examples import examples
 
 SUMS = {
@@ -84,19 +84,24 @@ class Scripted(Trainer):
 
     life = Life()
 
-    def train_step(self, step: int) -> tuple[dict[str, float], Collected]:
+    def train_step(self, step: int) -> None:
         self.life.move()
         self.progress, self.cursor = Progress(step, step, 0), {"learned": step}
-        return {"reward/mean": 0.5, "time/step_s": 1.0}, Collected([], [])
+        metrics = {"reward/mean": 0.5, "time/step_s": 1.0}
+        self.unreported = Unreported(step, metrics, Collected([], []))
 
 
 def run(under_test: Recipe, folder: Path, life: Life | None = None) -> str:
     """Begins the run, or goes on with it, until its end or its death; what it said."""
     said, part, run_folder = StringIO(), Mock(), RunFolder(folder)
     part.policy_update.state_dict.return_value = {}
+    part.policy_update.skipped_in_a_row = 0
+    part.learner.num_not_finite.return_value = 0
     screen = Screen(said, said)
     checkpoint = starting_point(under_test, run_folder, screen, "auto")
     parts = Opened(
+        cluster=Mock(),
+        colocated=False,
         tokenizer=part,
         max_model_len=32,
         stream=part,

@@ -24,7 +24,11 @@ difficulty: {kind: hard}
 learner: {lora: {rank: 8}}
 """
 # Sections that the recipe above leaves out; they are written whole, in YAML's own words.
-WHOLE = {"model.build.": "{alphabet: ab}", "model.build.warm_start.": "{data: {name: d, path: x}}"}
+WHOLE = {
+    "model.build.": "{alphabet: ab}",
+    "model.build.warm_start.": "{data: {name: d, path: x}}",
+    "checkpoint.keep_best.": "{metric: eval/b/avg}",
+}
 
 
 def numbers(model: type[BaseModel], at: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,10 +68,10 @@ def test_a_run_without_a_readable_checkpoint_starts_again_and_loses_nothing(reci
     else:
         state.write_text(state.read_text()[:-9])
     before = {**files(run.rollouts), **files(run.evaluations)}
-    checkpoint, _, warned = go_on(recipe, run)
+    checkpoint, noted, warned = go_on(recipe, run)
     (aside,) = (run.path / "set_aside").iterdir()
     assert checkpoint is None
-    assert "no checkpoint that can be read" in warned and str(aside) in warned.replace("\n", "")
+    assert "no checkpoint that can be read" in warned and str(aside) in noted.replace("\n", "")
     rows = [json.loads(line)["step"] for line in (aside / "metrics.jsonl").open()]
     assert rows == [1, 2] and run.metrics.read_text() == ""
     kept = {**files(aside / "rollouts"), **files(aside / "eval")}

@@ -28,8 +28,8 @@ from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.train.metrics import group_metrics
 from grpo.train.opened import Opened
-from grpo.train.run import Trainer
 from grpo.train.shadows import ShadowVerifiers, agreement
+from grpo.train.trainer import Trainer
 from grpo.train.update import Learned
 from grpo.types import Group, Prompt, Row, ScoredGroup, Verdict
 from tests.examples import examples
@@ -315,6 +315,8 @@ def step_of(tmp_path: Path, *shadows: str) -> tuple[dict[str, Any], str, list[di
     }
     folder, err = RunFolder(tmp_path), StringIO()
     parts = Opened(
+        cluster=Mock(),
+        colocated=False,
         tokenizer=part,
         max_model_len=32,
         stream=part,
@@ -332,7 +334,8 @@ def step_of(tmp_path: Path, *shadows: str) -> tuple[dict[str, Any], str, list[di
     for step in (1, 2):
         for group in groups:
             beside.ask(group.group)
-        run.report(step, *run.train_step(step))
+        run.train_step(step)
+        run.report()
     beside.close()
     path = folder.rollouts / "step_000002.parquet"
     return read_metrics(folder.metrics)[1], err.getvalue(), pq.read_table(path).to_pylist()

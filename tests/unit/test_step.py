@@ -31,7 +31,7 @@ class Learner:
 
     def step(self, index: int, number: int) -> dict[str, float]:
         self.steps.append((index, number))
-        return {"learn/loss": float(number)}
+        return {"learn/loss": float(number), "learn/skipped": 0.0}
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -156,7 +156,7 @@ def test_without_difficulty_nothing_is_kept():
     under_test, _ = updater()
     metrics = under_test.learn(step_of(MIXED), 0).metrics
     assert not [name for name in metrics if name.startswith("difficulty/")]
-    assert under_test.state_dict() == {}
+    assert under_test.state_dict() == {"skipped_in_a_row": 0}
     under_test.load_state_dict({"optimizer_steps": 3})
 
 

@@ -1,0 +1,340 @@
+"""One run with everything open: step after step, and what is saved when it cannot go on."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from grpo.config.recipe import Recipe
+from grpo.console import Screen
+from grpo.errors import Collapsed, Diverged, Interrupted, RunError, UserError
+from grpo.eval import run as evaluate
+from grpo.fleet.canary import Apart
+from grpo.fleet.weights import UpdateStats
+from grpo.stop import StopRequest
+from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.disk import PatientDisk
+from grpo.store.log import write_rollouts
+from grpo.train.best import best_steps
+from grpo.train.collapse import CollapseGuards, Finding, diagnosis
+from grpo.train.failures import with_example
+from grpo.train.goodput import throughput_metrics
+from grpo.train.groups import Collected
+from grpo.train.heal import Restarts
+from grpo.train.health import SkippedSteps
+from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
+from grpo.train.opened import Opened
+from grpo.train.paid import PaidFor
+from grpo.train.resume import eval_path
+from grpo.train.shadows import agreement
+from grpo.train.update import Learned
+
+_ANSWER_S = 60.0  # for a learner that has nothing to do
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the run stands after its last finished step: the last that was learned from."""
+
+    step: int = 0
+    optimizer_steps: int = 0
+    tokens_seen: int = 0
+
+
+@dataclass(slots=True)
+class Unreported:
+    """A finished step that is not in the metrics yet."""
+
+    step: int
+    metrics: dict[str, float]
+    groups: Collected
+
+
+class Trainer:
+    """One run, with everything open. `run()` is the loop."""
+
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest, parts: Opened
+    ):
+        self.recipe = recipe
+        self.folder = folder
+        self.screen = screen
+        self.stop = stop
+        self.parts = parts
+        self.disk = PatientDisk(recipe.disk.wait_minutes, screen, stop)
+        self.progress = Progress()
+        self.cursor = parts.collector.cursor()
+        self.saved_step, self.saved_at = 0, time.monotonic()
+        self.checkpoint_s = 0.0  # of one that was written since the last step
+        self.apart: Apart | None = None  # by the last canary since the weights last moved
+        self.learning = False  # the learner's state lies between two steps
+        self.unreported: Unreported | None = None
+        self.restarts: Restarts | None = None  # of this command
+        self.warned_of_drift = False
+        self.paid_for = PaidFor(recipe.verifier)
+        self.guards = CollapseGuards(recipe.health, recipe.verifier.lowest_reward or 0.0)
+        self.skipped = SkippedSteps(recipe.health.max_skipped, screen)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint: learner, data, estimator, and the engines' weights."""
+        state, parts = TrainState.load(checkpoint), self.parts
+        parts.learner.restore(checkpoint)
+        parts.stream.load_state_dict(state.cursor)
+        parts.policy_update.load_state_dict(state.extra)
+        self.guards.load_state_dict(state.extra.get("health", {}))
+        self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
+        parts.sync.update(state.policy_version)
+        self.apart = parts.sync.check_canary(self.recipe.model.dtype)
+        self.cursor = parts.collector.cursor()
+        self.saved_step = state.step
+        self.screen.note(f"resumed after step {state.step} from {checkpoint}")
+
+    def begin(self) -> None:
+        """The engines, which have none yet as a rule, get the weights, and both score one sequence:
+        what did not arrive shows before anything is sampled."""
+        self.parts.sync.update(0)
+        apart = self.parts.sync.check_canary(self.recipe.model.dtype)
+        self.screen.note(
+            f"engines and learner agree on the first prompts: {apart.mean:.1e} nats apart on "
+            f"average, {apart.largest:.1e} at most"
+        )
+
+    def run(self) -> None:
+        """Steps until the recipe's last one. Whatever ends them early, what is finished is saved
+        first, unless it is what went wrong. Raises Interrupted after a stop."""
+        try:
+            self._run()
+        except Interrupted as stopped:
+            if not stopped.at_once:
+                self.save()
+            raise
+        except Diverged:
+            raise
+        except Exception:
+            self._rescue()
+            raise
+
+    def _run(self) -> None:
+        recipe = self.recipe
+        self.evaluate(self._evaluation_due())  # an interrupted one, too, where the run goes on
+        for step in range(self.progress.step + 1, recipe.schedule.steps + 1):
+            self.train_step(step)
+            self.end_if_collapsed(self.report())
+            if self._checkpoint_due():
+                self.save()
+            self.stop.check()
+            self.evaluate(self._evaluation_due())
+        self.evaluate(recipe.eval.at_end)
+
+    def _checkpoint_due(self) -> bool:
+        config, step = self.recipe.checkpoint, self.progress.step
+        if self.parts.policy_update.skipped_in_a_row:
+            return step == self.recipe.schedule.steps  # it would be no place to go back to
+        minutes = (time.monotonic() - self.saved_at) / 60
+        overdue = 0 < config.every_minutes <= minutes
+        return step == self.recipe.schedule.steps or step % config.every == 0 or overdue
+
+    def _evaluation_due(self) -> bool:
+        config, step = self.recipe.eval, self.progress.step
+        if step == 0:
+            return config.at_start
+        return config.every > 0 and step % config.every == 0
+
+    # --- a step ---
+
+    def train_step(self, step: int) -> None:
+        """Sample, judge, learn, sync: one step, or none of it where the user interrupts."""
+        parts, began = self.parts, time.monotonic()
+        collected = parts.collector.collect(step, self.screen, self.stop)
+        sampled_at = time.monotonic()
+        parts.sync.release_gpus()
+        self.learning = True
+        learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
+        self.skipped.look(step, learned, parts.learner.num_not_finite)
+        unreported = self._settle(step, learned, time.monotonic() - sampled_at)
+        unreported.metrics["time/wait_s"] = sampled_at - began
+        stats, canary = self._sync(step)
+        parts.collector.finish(step)
+        unreported.metrics |= canary | {
+            "time/sync_s": stats.seconds,
+            "sync/bytes_per_s": stats.num_bytes / stats.seconds,
+        }
+        judged_at = time.monotonic()
+        shadowed = parts.shadows.judge(learned.collected.sampled)
+        ended = time.monotonic()
+        unreported.groups = replace(learned.collected, sampled=shadowed)
+        if names := [shadow.shown_as for shadow in self.recipe.verifier.shadows]:
+            unreported.metrics |= agreement(shadowed, names) | {"time/shadow_s": ended - judged_at}
+        unreported.metrics["time/step_s"] = ended - began
+
+    def _settle(self, step: int, learned: Learned, learn_s: float) -> Unreported:
+        """The learner has taken the step: from here on it is finished, whatever happens to the
+        engines."""
+        groups = learned.collected
+        if not learned.optimizer_steps and not learned.suspects:
+            self.screen.warn(f"step {step}: no group had unequal rewards, no update")
+        self.progress = Progress(
+            step,
+            self.progress.optimizer_steps + learned.optimizer_steps,
+            self.progress.tokens_seen + groups.num_tokens,
+        )
+        self.cursor = self.parts.collector.cursor(step)
+        self.learning, self.apart = False, None
+        metrics = learned.metrics | {
+            "groups/sampled": float(len(groups.sampled)),
+            "groups/used": float(len(groups.used)),
+            "tokens_seen": float(self.progress.tokens_seen),
+            "time/learn_s": learn_s,
+        }
+        metrics |= group_metrics(groups.sampled) | staleness_metrics(groups.used, step - 1)
+        metrics |= throughput_metrics(groups, learn_s, self.recipe.verifier.workers)
+        if self.restarts is not None and self.restarts.count:
+            metrics["heal/restarts"] = float(self.restarts.count)
+        if self.checkpoint_s:
+            metrics["time/checkpoint_s"], self.checkpoint_s = self.checkpoint_s, 0.0
+        self.unreported = Unreported(step, metrics, groups)
+        return self.unreported
+
+    def _sync(self, step: int) -> tuple[UpdateStats, dict[str, float]]:
+        """The engines get the weights; what the canary says of it, where one is due."""
+        sync = self.parts.sync
+        self.parts.collector.bring_back(step, step)
+        stats = sync.update(step)
+        if not sync.canary_due(step):
+            return stats, {}
+        self.apart = sync.check_canary(self.recipe.model.dtype)
+        return stats, {
+            "sync/canary_max_abs": self.apart.largest,
+            "sync/canary_mean_abs": self.apart.mean,
+        }
+
+    def report(self) -> list[Finding]:
+        """Writes down and shows the last finished step, once; what its metrics say that is worth
+        more than a warning."""
+        if self.unreported is None:
+            return []
+        recipe, step = self.recipe, self.unreported.step
+        metrics, groups = self.unreported.metrics, self.unreported.groups
+        paid = self.paid_for.look_at(groups.sampled)
+        metrics |= paid.shares()
+        if recipe.logging.rollouts:
+            rollouts = self.folder.rollouts
+            self.disk.write("rollouts", lambda: write_rollouts(rollouts, step, groups.sampled))
+        self.disk.write("metrics", lambda: self.parts.log.log(step, metrics))
+        self.unreported = None
+        self.parts.board.log(step, metrics)
+        left_s = (recipe.schedule.steps - step) * metrics.get("time/step_s", 0.0)
+        self.screen.step_line(step, recipe.schedule.steps, metrics, left_s)
+        if not self.warned_of_drift and (warning := drift_warning(step, metrics)):
+            self.screen.warn(warning)
+            self.warned_of_drift = True
+        for warning in self.paid_for.warnings(step, paid):
+            self.screen.warn(warning)
+        every = recipe.logging.samples_every
+        if every and step % every == 0:
+            self.screen.samples(step, groups.sampled, recipe.logging.samples)
+        findings = self.guards.look(step, metrics)
+        for finding in findings:
+            if finding.action == "warn":
+                self.screen.warn(with_example(finding, groups.sampled))
+        return [finding for finding in findings if finding.action != "warn"]
+
+    def end_if_collapsed(self, findings: list[Finding]) -> None:
+        """Raises what the recipe has for what was found, if anything was: Diverged, which sends the
+        run back, or Collapsed, which ends it, saved."""
+        if not findings:
+            return
+        if self.recipe.health.on_collapse == "rollback":
+            raise Diverged(diagnosis(findings), distrusted=self.recipe.health.window)
+        self.save(spare=1)  # the one before it may be the last that is any good
+        raise Collapsed(diagnosis(findings))
+
+    # --- what stays ---
+
+    def save(self, spare: int = 0) -> None:
+        """A checkpoint of the last finished step, unless there is one, or nothing to save. Raises
+        Diverged, and keeps the checkpoints that there are, where the weights are not finite.
+        `spare`: how many more than usual stay."""
+        if self.progress.step == self.saved_step:
+            return
+        if self.parts.learner.num_not_finite():
+            raise Diverged(f"after step {self.progress.step} weights are not finite")
+        began = time.monotonic()
+        name = f"checkpoint of step {self.progress.step}"
+        self.disk.write(name, lambda: self._write_checkpoint(spare))
+        self.saved_step, self.saved_at = self.progress.step, time.monotonic()
+        self.checkpoint_s = self.saved_at - began
+
+    def _write_checkpoint(self, spare: int) -> None:
+        step, config = self.progress.step, self.recipe.checkpoint
+        best = best_steps(self.folder, config.keep_best, step)
+        with self.folder.write_checkpoint(step, config.keep + spare, best) as writing:
+            self.parts.learner.save(writing)
+            TrainState(
+                step=step,
+                policy_version=step,
+                cursor=self.cursor,
+                tokens_seen=self.progress.tokens_seen,
+                extra={
+                    "optimizer_steps": self.progress.optimizer_steps,
+                    "health": self.guards.state_dict(),
+                    **self.parts.policy_update.state_dict(),
+                },
+            ).save(writing)
+
+    def _rescue(self) -> None:
+        """Something failed. Saves what is finished, as far as learner and disk still answer; of a
+        further failure there is only a word, since the first one is what ends the run."""
+        if self.learning:
+            return  # its weights belong to no step
+        for part, save in (("the last step's metrics", self.report), ("a checkpoint", self.save)):
+            try:
+                if part == "a checkpoint" and self.progress.step > self.saved_step:
+                    self.parts.learner.answers_within(_ANSWER_S)
+                save()
+            except (RunError, UserError, OSError) as error:
+                self.screen.warn(f"{part} could not be saved: {error}")
+
+    def evaluate(self, due: bool) -> None:
+        """Runs the recipe's suite on the rollout engines, once per step."""
+        suite, step = self.recipe.eval.suite, self.progress.step
+        path = eval_path(self.folder, step)
+        if not due or suite is None or path.exists():
+            return
+        bench = evaluate.Bench(
+            rollouts=lambda: self.parts.rollouts,
+            tokenizer=self.parts.tokenizer,
+            max_model_len=self.parts.max_model_len,
+            verifiers=evaluate.VerifierPools(
+                self.recipe.verifier.workers,
+                tuple(self.recipe.plugin_names()),
+                (self.recipe.verifier, self.parts.verifier),
+            ),
+            screen=self.screen,
+            out=path,
+            stop=self.stop,
+        )
+        began = time.monotonic()
+        results = evaluate.run_suite(suite, bench)
+        if not results:
+            raise Interrupted
+        self.disk.write("evaluation", lambda: evaluate.save(results, path))
+        values = {"time/eval_s": time.monotonic() - began}
+        for name, (average, best) in evaluate.track(evaluate.history(path.parent)).items():
+            values |= {
+                f"eval/{name}/avg": average.last.value,
+                f"eval/{name}/peak": average.peak.value,
+                f"eval/{name}/best": best.last.value,
+                f"eval/{name}/peak_best": best.peak.value,
+            }
+        self.disk.write("metrics", lambda: self.parts.log.log(step, values))
+        self.parts.board.log(step, values)
+        evaluate.show(results, f"after step {step}", self.screen)
+        self.keep_if_best(step)
+
+    def keep_if_best(self, step: int) -> None:
+        """A checkpoint of the last finished step, which was just evaluated, where it has none and
+        is among the best. The next one that is saved does not push it out."""
+        if step not in best_steps(self.folder, self.recipe.checkpoint.keep_best, step):
+            return
+        self.screen.note(f"step {step} is among the best: its checkpoint stays")
+        self.save()
