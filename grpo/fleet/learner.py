@@ -1,12 +1,16 @@
 """All learner ranks as one."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo.fleet.cluster import Worker, gather
+from grpo.learner.shards import num_deepspeed_ranks
 from grpo.learner.usage import usage_metrics
 from grpo.types import MicroBatch
+
+_log = logging.getLogger(__name__)
 
 # Sums over tokens, logged as means. Parts that are switched off report none.
 _MEANS = {
@@ -72,14 +76,23 @@ class Learner:
 
     def save(self, folder: Path) -> None:
         """Writes zero/, to resume from, and hf/, which transformers and vLLM load; where adapters
-        train also adapter/, which peft loads."""
+        train also adapter/, which peft loads. Raises WorkerFault as soon as one rank cannot write
+        its part: no other waits for it."""
         folder = folder.resolve()  # ranks on other machines have a working directory of their own
         self.everywhere("save", folder / "zero")
         self.everywhere("export", folder / "hf")
         self.everywhere("export_adapter", folder / "adapter")
 
     def restore(self, folder: Path) -> None:
-        self.everywhere("restore", folder.resolve() / "zero")
+        """From a checkpoint of any number of ranks. Raises UserError where it does not fit."""
+        folder = folder.resolve() / "zero"
+        self.everywhere("restore", folder)
+        if num_deepspeed_ranks(folder):
+            _log.info(
+                "%s is in an older form: it was read with as many ranks as wrote it; the next "
+                "checkpoint can be read with any number",
+                folder,
+            )
 
     def everywhere(self, method: str, *args: Any) -> list[Any]:
         return self._each(method, [args] * len(self.workers))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from grpo.config.lora import LoraConfig
@@ -88,6 +89,17 @@ def base_sums(model: torch.nn.Module) -> dict[str, int]:
         bits = shard.view({2: torch.int16, 4: torch.int32}[shard.element_size()])
         sums[name] = bits.sum(dtype=torch.int64)
     return dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+
+
+def all_base_sums(model: torch.nn.Module) -> dict[str, int]:
+    """The same of whole parameters: the sum over all ranks. Collective."""
+    sums = base_sums(model)
+    one: Any = next(model.parameters())
+    device = one.ds_tensor.device
+    totals = torch.tensor(list(sums.values()), dtype=torch.int64, device=device)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(totals)
+    return dict(zip(sums, totals.tolist(), strict=True))
 
 
 def check_same_base(now: Mapping[str, int], then: Mapping[str, int], model: str) -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
 from grpo.errors import UserError
+from grpo.learner import zero_state
 from grpo.learner.attention import segments
 from grpo.learner.export import write_model
 from grpo.learner.lora import (
     add_adapters,
+    all_base_sums,
     base_sums,
     check_same_base,
     num_trained,
@@ -24,6 +25,7 @@ from grpo.learner.objective import Objective, Scores
 from grpo.learner.policy import Loaded, load_policy, score
 from grpo.learner.reference import BaseModel, Reference
 from grpo.learner.resting import Resting
+from grpo.learner.shards import num_deepspeed_ranks, opened
 from grpo.learner.spec import LearnerSpec, learning_rate, set_options
 from grpo.learner.usage import Meter
 from grpo.learner.zero import init_distributed, make_optimizer, zero_config
@@ -71,6 +73,7 @@ class LearnerRank:
         )
         self._engine: Any = engine
         self._source = _source(policy.model, spec)
+        self._trained = zero_state.trained(policy.model)
         self._objective = Objective(recipe)
         recomputed = recipe.model.checkpoint_every if recipe.model.gradient_checkpointing else 0
         adapters = None if lora is None else num_trained(policy.model)
@@ -226,17 +229,35 @@ class LearnerRank:
     # --- disk ---
 
     def save(self, folder: Path) -> None:
-        """What trains, with the sharded optimizer state, for resume with as many ranks. A frozen
-        base stays out; that it is the same again is known by its sums."""
-        state = {"base": base_sums(self._engine.module)} if self._lora else {}
-        self._engine.save_checkpoint(
-            str(folder), tag="zero", client_state=state, exclude_frozen_parameters=True
-        )
+        """This rank's file of what trains, with the optimizer state, for resume with any number of
+        ranks. Not collective. A frozen base stays out; that it is the same again is known by its
+        sums. Raises OSError."""
+        base = base_sums(self._engine.module) if self._lora else {}
+        zero_state.write(self._engine, self._trained, base, folder)
 
     def restore(self, folder: Path) -> None:
-        """Raises UserError where the folder has no state of this rank, or the base is not the one
-        that the adapters were trained on."""
-        # Not strict, as the frozen parameters are not in it.
+        """Raises UserError where a file is damaged, missing or that of another model, and where the
+        base is not the one that the adapters were trained on."""
+        self._resting.reload()
+        if num_deepspeed_ranks(folder):
+            self._restore_by_deepspeed(folder)
+            return
+        with opened(folder) as stored:
+            if self._lora is not None:
+                now = all_base_sums(self._engine.module)
+                check_same_base(now, stored.base_sums(), self._spec.model)
+            zero_state.read(self._engine, self._trained, stored)
+
+    def _restore_by_deepspeed(self, folder: Path) -> None:
+        """From a checkpoint of DeepSpeed's own form, which wants as many ranks as wrote it."""
+        ranks = num_deepspeed_ranks(folder)
+        if ranks != self._world_size:
+            raise UserError(
+                f"learner.ranks is {self._world_size}, but the checkpoint in {folder} is in an "
+                f"older form, which only as many ranks can read as wrote it: set "
+                f"learner.ranks={ranks} until the next checkpoint is written, and change it then"
+            )
+        # Not strict with adapters, as the frozen parameters are not in it.
         strict = self._lora is None
         found, state = self._engine.load_checkpoint(
             str(folder), tag="zero", load_module_strict=strict
@@ -250,13 +271,12 @@ class LearnerRank:
 
     def export(self, folder: Path) -> None:
         """A Hugging Face folder (weights, config, tokenizer) that transformers and vLLM load, with
-        adapters merged into the weights."""
+        adapters merged into the weights. The ranks wait for each other to gather, not for the disk:
+        where rank 0 cannot write, the others are done all the same."""
         weights = self._source.whole(keep=self._rank == 0)
         if self._rank == 0:
             trust = self._spec.recipe.model.trust_remote_code
             write_model(self._engine.module.model, weights, self._spec.model, folder, trust)
-        if self._world_size > 1:
-            dist.barrier()
 
     def export_adapter(self, folder: Path) -> None:
         """The adapters alone, a folder that peft loads; nothing where all weights train."""
@@ -266,8 +286,6 @@ class LearnerRank:
         tensors = self._source.adapters(keep=self._rank == 0)
         if self._rank == 0:
             save_adapter(folder, self._lora, tensors, self._spec.model)
-        if self._world_size > 1:
-            dist.barrier()
 
 
 def _source(model: torch.nn.Module, spec: LearnerSpec) -> ZeroSource:

@@ -1,0 +1,57 @@
+"""A learner rank that shows what it holds by DeepSpeed's own reading, and saves as DeepSpeed does.
+
+Its sub-groups are small, so that there are several, of another number for each number of ranks.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+from grpo.learner import rank as learner_rank
+from grpo.learner.lora import base_sums
+from grpo.learner.rank import LearnerRank
+
+_SUB_GROUP = 8_000
+_config = learner_rank.zero_config
+
+
+def _small_groups(*args: Any) -> dict[str, Any]:
+    config = _config(*args)
+    config["zero_optimization"]["sub_group_size"] = _SUB_GROUP
+    return config
+
+
+learner_rank.zero_config = _small_groups
+
+
+class WholeRank(LearnerRank):
+    def num_groups(self) -> int:
+        return len(self._engine.optimizer.fp16_groups)
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Master, moments where there are some, and weight of every parameter that trains. Every
+        rank gathers all of them."""
+        found: dict[str, torch.Tensor] = {}
+        states = self._engine.optimizer.optimizer.state.values()
+        kinds = [key for key in next(iter(states), {}) if key.startswith("exp_avg")]
+        for name, parameter in self._trained.items():
+            found[f"{name} master"] = safe_get_full_fp32_param(parameter).clone()
+            for kind in kinds:
+                found[f"{name} {kind}"] = safe_get_full_optimizer_state(parameter, kind).clone()
+        weights = self._source.whole(keep=True)
+        return found | {f"{name} weight": tensor for name, tensor in weights.items()}
+
+    def save_as_deepspeed_does(self, folder: Path) -> None:
+        """The form that checkpoints once had."""
+        self._engine.save_checkpoint(
+            str(folder / "zero"),
+            tag="zero",
+            client_state={"base": base_sums(self._engine.module)} if self._lora else {},
+            exclude_frozen_parameters=True,
+        )
+
+
+def make_rank(*args: Any) -> WholeRank:
+    return WholeRank(*args)
