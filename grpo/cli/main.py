@@ -9,6 +9,7 @@ import typer
 
 from grpo.cli.data import data_app
 from grpo.cli.exit_codes import exit_codes
+from grpo.cli.export import export
 from grpo.cli.plan import plan
 from grpo.cli.recipes import recipes
 from grpo.cli.said import show_log
@@ -45,6 +46,7 @@ app.add_typer(data_app, name="data")
 app.command()(verify)
 app.command()(plan)
 app.command()(recipes)
+app.command()(export)
 RESUMES = "the same command goes on from where it was"
 
 

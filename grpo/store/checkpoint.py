@@ -53,6 +53,9 @@ HARMLESS_KEYS = (
     "verifier.timeout_s",
     "verifier.workers",
 )
+# Keys that change what later steps compute, and that a resume may change all the same: the run says
+# so (`grpo.train.resume`).
+TOLD_KEYS = ("schedule.max_staleness",)
 STATE_FILE = "state.json"
 # In a state's `extra`: optimizer steps in a row, up to it, whose gradients were not finite.
 SKIPPED = "skipped_in_a_row"
@@ -170,7 +173,7 @@ class RunFolder:
         return [
             f"{key}: was {_shown(was, key)}, now {_shown(now, key)}"
             for key in sorted(was.keys() | now.keys())
-            if _shown(was, key) != _shown(now, key) and not _is_harmless(key)
+            if _shown(was, key) != _shown(now, key) and not _may_change(key)
         ]
 
     @contextmanager
@@ -367,8 +370,8 @@ def _shown(flat: dict[str, Any], key: str) -> str:
     return repr(flat[key]) if key in flat else "not set"
 
 
-def _is_harmless(key: str) -> bool:
-    return any(key == known or key.startswith(f"{known}.") for known in HARMLESS_KEYS)
+def _may_change(key: str) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in HARMLESS_KEYS + TOLD_KEYS)
 
 
 def _is_complete(folder: Path) -> bool:

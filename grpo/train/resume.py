@@ -64,9 +64,17 @@ def _check_recipe(
             + "\n  ".join(conflicts)
             + "\nChoose another name=NAME, or set the keys back"
         )
-    steps, decay = folder.stored_recipe()["schedule"]["steps"], recipe.learner.lr_decay
+    stored = folder.stored_recipe()["schedule"]
+    steps, decay = stored["steps"], recipe.learner.lr_decay
     if decay != "constant" and steps != recipe.schedule.steps:
         screen.warn(
             f"schedule.steps was {steps}, now {recipe.schedule.steps}: from here on the {decay} "
             "decay of the learning rate ends at the new number"
+        )
+    was, now = stored["max_staleness"], recipe.schedule.max_staleness
+    if was != now:
+        screen.warn(
+            f"schedule.max_staleness was {was}, now {now}: from here on sampling runs up to {now} "
+            f"steps ahead of the learner (correction: {recipe.correction_name()}), and the steps "
+            "are not those that the run would have taken as it was begun"
         )

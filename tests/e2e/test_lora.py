@@ -208,9 +208,9 @@ def test_a_step_after_restore_is_bit_equal_to_the_uninterrupted_one(
     for read in (trained, weights):
         resumed, expected = read(tmp_path / "resumed"), read(tmp_path / "uninterrupted")
         assert all(torch.equal(resumed[name], expected[name]) for name in expected)
-    files = [path.stat().st_size for path in (tmp_path / "saved" / "zero").rglob("*.pt")]
+    files = [path.stat().st_size for path in (tmp_path / "saved" / "zero").iterdir()]
     base = (started.base / "model.safetensors").stat().st_size
-    assert sum(files) < base, "the frozen base is in the checkpoint"
+    assert 0 < sum(files) < base, "the frozen base is in the checkpoint"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,6 +1,7 @@
 """A learner rank that shows what it holds by DeepSpeed's own reading, and saves as DeepSpeed does.
 
-Its sub-groups are small, so that there are several, of another number for each number of ranks.
+Its sub-groups are small, so that there are several, of another number for each number of ranks, and
+some of its parameters are larger than those that DeepSpeed keeps gathered.
 """
 
 from pathlib import Path
@@ -9,17 +10,21 @@ from typing import Any
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from grpo.config.recipe import LearnerConfig
 from grpo.learner import rank as learner_rank
 from grpo.learner.lora import base_sums
 from grpo.learner.rank import LearnerRank
 
-_SUB_GROUP = 8_000
+_SUB_GROUP, _OF_ADAPTERS = 8_000, 500
+_PERSISTS = 3_000  # elements; some parameters stay gathered, and others do not
 _config = learner_rank.zero_config
 
 
-def _small_groups(*args: Any) -> dict[str, Any]:
-    config = _config(*args)
-    config["zero_optimization"]["sub_group_size"] = _SUB_GROUP
+def _small_groups(learner: LearnerConfig, dtype: str) -> dict[str, Any]:
+    config = _config(learner, dtype)
+    size = _SUB_GROUP if learner.lora is None else _OF_ADAPTERS
+    config["zero_optimization"]["sub_group_size"] = size
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = _PERSISTS
     return config
 
 

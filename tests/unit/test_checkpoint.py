@@ -292,8 +292,14 @@ def test_harmless_keys_may_change_and_others_are_listed_with_both_values(run: Ru
     changed = {
         **RECIPE,
         "seed": 1,
-        "schedule": {"steps": 20, "minibatches": 1},
-        "learner": {"lr": 1e-6, "betas": (0.9, 0.95), "timeout_s": 90.0},
+        "schedule": {"steps": 20, "minibatches": 1, "max_staleness": 1},
+        "learner": {
+            "lr": 1e-6,
+            "betas": (0.9, 0.95),
+            "timeout_s": 90.0,
+            "ranks": 3,
+            "offload_optimizer": True,
+        },
         "rollout": {"prompts": 8, "engine": {"enforce_eager": True}, "engines": 2, "top_p": 1.0},
         "checkpoint": {"every": 1, "keep": 9},
         "placement": "colocated",

@@ -99,3 +99,15 @@ def test_a_folder_that_is_no_checkpoint_moves_nothing(recipe, run):
     with pytest.raises(UserError, match=r"no state\.json in it"):
         go_on(recipe, run, "somewhere")
     assert files(run.path) == before
+
+
+def test_other_ranks_go_on_in_silence_and_another_staleness_with_a_word(recipe, run):
+    changed = recipe.model_dump()
+    changed["learner"] |= {"ranks": 4, "offload_optimizer": True, "micro_batch_tokens": 64}
+    _, _, warned = go_on(Recipe.model_validate(changed), run)
+    assert warned == ""
+    changed["schedule"] |= {"max_staleness": 1}
+    _, _, warned = go_on(Recipe.model_validate(changed), run)
+    told = " ".join(warned.split())
+    assert "schedule.max_staleness was 0, now 1" in told
+    assert "up to 1 steps ahead of the learner (correction: truncated_token)" in told
