@@ -60,7 +60,7 @@ def started(
             worker.kill()
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
 def learners(
     request: pytest.FixtureRequest, cluster: Cluster, models: dict[str, Path]
 ) -> Iterator[dict[int, Learner]]:

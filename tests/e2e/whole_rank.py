@@ -42,9 +42,11 @@ class WholeRank(LearnerRank):
         states = self._engine.optimizer.optimizer.state.values()
         kinds = [key for key in next(iter(states), {}) if key.startswith("exp_avg")]
         for name, parameter in self._trained.items():
-            found[f"{name} master"] = safe_get_full_fp32_param(parameter).clone()
+            master: Any = safe_get_full_fp32_param(parameter)
+            found[f"{name} master"] = master.clone()
             for kind in kinds:
-                found[f"{name} {kind}"] = safe_get_full_optimizer_state(parameter, kind).clone()
+                moment: Any = safe_get_full_optimizer_state(parameter, kind)
+                found[f"{name} {kind}"] = moment.clone()
         weights = self._source.whole(keep=True)
         return found | {f"{name} weight": tensor for name, tensor in weights.items()}
 
