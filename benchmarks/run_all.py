@@ -42,6 +42,7 @@ BENCHMARKS = (
     Benchmark("sync", 600),
     Benchmark("staleness", 900),
     Benchmark("scaling", 480),
+    Benchmark("checkpoint", 480),
 )
 
 
