@@ -36,17 +36,19 @@ def make_rank(*args: Any) -> Any:
     from grpo.learner.rank import LearnerRank
 
     class BothRank(LearnerRank):
-        def fill(self) -> None:
+        """Without annotations, whose names would not travel with the function."""
+
+        def fill(self):
             """Moments, as after a step."""
             zero = self._engine.optimizer
             for master in zero.fp32_partitioned_groups_flat:
                 moments = {key: torch.rand_like(master) for key in ("exp_avg", "exp_avg_sq")}
                 zero.optimizer.state[master] = {"step": torch.tensor(1.0), **moments}
 
-        def save_theirs(self, folder: Path) -> None:
+        def save_theirs(self, folder):
             self._engine.save_checkpoint(str(folder), tag="zero", exclude_frozen_parameters=True)
 
-        def restore_theirs(self, folder: Path) -> None:
+        def restore_theirs(self, folder):
             self._engine.load_checkpoint(str(folder), tag="zero")
 
     return BothRank(*args)

@@ -15,6 +15,7 @@ from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
 from grpo.learner.shards import file_name
 from grpo.learner.spec import LearnerSpec
+from grpo.store.disk import is_full
 from tests.e2e import whole_rank
 from tests.e2e.conftest import learner_spec
 from tests.e2e.steps import batch, trained
@@ -156,12 +157,16 @@ def test_states_that_rest_in_host_memory_are_saved_and_restored(
 def test_a_rank_that_cannot_write_keeps_no_other_waiting(
     learners: dict[int, Learner], tmp_path: Path
 ):
-    """A folder is in the place of its file. A barrier would hold the other rank, and with it the
-    save after, until the deadline."""
+    """The disk of one is full. A barrier would hold the other rank, and with it the save after,
+    until the deadline."""
     group = Learner(learners[2].workers, timeout_s=60)
-    (tmp_path / "bad" / "zero" / file_name(1, 2)).mkdir(parents=True)
-    with pytest.raises(WorkerFault, match="failed in save: IsADirectoryError"):
+    (tmp_path / "bad" / "zero").mkdir(parents=True)
+    path = tmp_path / "bad" / "zero" / file_name(1, 2)
+    path.symlink_to("/dev/full")
+    with pytest.raises(WorkerFault, match=r"learner-. failed in save: OSError: .*No space") as full:
         group.save(tmp_path / "bad")
+    assert str(path) in str(full.value)
+    assert is_full(full.value, tmp_path), "the run waits for room"
     (tmp_path / "worse" / "hf" / "config.json").mkdir(parents=True)
     with pytest.raises(WorkerFault, match="failed in export"):
         group.save(tmp_path / "worse")
