@@ -243,6 +243,7 @@ class LearnerRank:
             self._restore_by_deepspeed(folder)
             return
         with opened(folder) as stored:
+            zero_state.check(self._engine, self._trained, stored)
             if self._lora is not None:
                 now = all_base_sums(self._engine.module)
                 check_same_base(now, stored.base_sums(), self._spec.model)

@@ -62,14 +62,17 @@ def write(engine: Any, named: Mapping[str, Any], base: Mapping[str, int], folder
     shards.write(folder, header, tensor)
 
 
+def check(engine: Any, named: Mapping[str, Any], stored: shards.Shards) -> None:
+    """Raises UserError where a checkpoint is that of other parameters or another optimizer."""
+    shapes = {name: tuple(parameter.ds_shape) for name, parameter in named.items()}
+    stored.check(shapes, type(engine.optimizer.optimizer).__name__)
+
+
 @torch.no_grad()
 def read(engine: Any, named: Mapping[str, Any], stored: shards.Shards) -> None:
     """Masters, optimizer state and the model's own weights become those of a checkpoint, which any
-    number of ranks wrote. Not collective. States must not rest. Raises UserError where the
-    checkpoint is that of other parameters, and then nothing has changed."""
+    number of ranks wrote and which `check` has let pass. Not collective. States must not rest."""
     zero = engine.optimizer
-    shapes = {name: tuple(parameter.ds_shape) for name, parameter in named.items()}
-    stored.check(shapes, type(zero.optimizer).__name__)
     zero.checkpoint_event_prologue()  # gathered copies go; the next pass gathers the new weights
     flats = [_fresh_state(zero, group, stored) for group in range(len(zero.fp16_groups))]
     for shard in _layout(zero, named):

@@ -1,7 +1,7 @@
 """A checkpoint that --resume names: whether a run can go on from it, and what is different there.
 
 A run may go on from another run's checkpoint with another learning rate, data or estimator. What is
-stored as the shape of something (the model, adapters, shards, the optimizer) must be the same.
+stored as the shape of something (the model, adapters, the optimizer) must be the same.
 """
 
 import json
@@ -17,6 +17,7 @@ from grpo.errors import UserError
 from grpo.learner.base_model import at_hand
 from grpo.learner.build import build_tokenizer, model_config
 from grpo.learner.model_files import read_config
+from grpo.learner.shards import num_deepspeed_ranks, opened
 from grpo.store.checkpoint import STATE_FILE, RunFolder, TrainState
 
 _SHARD = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
@@ -72,7 +73,16 @@ def _check_state(path: Path) -> None:
 
 
 def _check_shards(path: Path, recipe: Recipe) -> None:
-    """The learner's part has a file for each rank, all of them whole, in the recipe's precision."""
+    """The learner's part has a file of each rank that wrote it, all of them whole."""
+    if num_deepspeed_ranks(path / "zero"):
+        _check_deepspeed(path, recipe)
+        return
+    with opened(path / "zero"):
+        pass
+
+
+def _check_deepspeed(path: Path, recipe: Recipe) -> None:
+    """The older form, of which each rank reads its own file, in the recipe's precision."""
     folder = path / "zero" / "zero"
     found = {f: m for f in sorted(folder.glob("*.pt")) if (m := _SHARD.fullmatch(f.name))}
     ranks = {int(match[2]) for match in found.values()}
