@@ -37,5 +37,5 @@ def export(
         made = export_model(checkpoint, out)
         Screen().note(
             f"wrote {out}: the model after step {made.step} of {made.checkpoint} "
-            f"({made.num_tensors} tensors, {made.num_bytes / 1e9:.2f} GB)"
+            f"({made.num_tensors} tensors, {made.num_bytes / 1e6:,.1f} MB)"
         )
