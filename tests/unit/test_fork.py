@@ -1,6 +1,7 @@
 """A checkpoint that --resume names is looked at, and compared with the run that owns it."""
 
 import json
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.learner.build import build_tokenizer, model_config
+from grpo.learner.shards import MASTER, Header, write
 from grpo.learner.spec import set_options
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.train.resume import starting_point
@@ -222,3 +224,34 @@ def test_the_options_of_an_optimizer_are_the_recipes_after_a_state_was_loaded():
     set_options(forked.param_groups, config)
     (group,) = forked.param_groups
     assert (group["weight_decay"], group["betas"], group["eps"]) == (0.5, (0.5, 0.75), config.eps)
+
+
+# --- the files that ranks write now ---
+
+
+@pytest.fixture
+def of_two(owner: RunFolder, checkpoint: Path) -> Path:
+    """The same checkpoint, as two ranks write it: one parameter of three elements."""
+    shutil.rmtree(checkpoint / "zero" / "zero")
+    for rank in range(2):
+        header = Header(rank, 2, "AdamW", (MASTER,), {}, {"weight": (3,)}, {})
+        write(checkpoint / "zero", header, lambda kind, name, n=2 - rank: torch.zeros(n))
+    return checkpoint
+
+
+def test_any_number_of_ranks_goes_on_from_it(tmp_path, of_two):
+    found, said = fork(tmp_path, of_two, "learner.ranks=3")
+    assert found == of_two and "whose recipe computes the same" in said
+
+
+def test_the_file_of_a_rank_that_is_missing_or_cut_short_is_named(tmp_path, of_two):
+    second = of_two / "zero" / "rank_00001_of_00002.safetensors"
+    second.write_bytes(second.read_bytes()[:-2])
+    assert f"{second} is damaged or cut short" in refused(tmp_path, of_two)
+    second.unlink()
+    assert f"{second} is missing: 2 ranks wrote this checkpoint" in refused(tmp_path, of_two)
+
+
+def test_a_checkpoint_without_any_of_them_is_refused(tmp_path, of_two):
+    shutil.rmtree(of_two / "zero")
+    assert "it is no checkpoint" in refused(tmp_path, of_two)
