@@ -35,7 +35,7 @@ from grpo.eval.rows import (
     with_verdicts,
 )
 from grpo.eval.scores import Score
-from grpo.eval.store import Answered, AnswerStore, judged_by
+from grpo.eval.store import Answered, AnswerStore, Write, judged_by, write_once
 from grpo.fleet.bundles import in_words, most_engines
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.engines import RolloutPool
@@ -49,6 +49,7 @@ from grpo.rollout.sampling import Sampling, group_seed
 from grpo.rollout.stops import stop_tokens
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder
+from grpo.store.disk import PatientDisk
 from grpo.sync.transport import BACKENDS
 from grpo.types import Group, Prompt
 from grpo.verify.pool import VerifierPool
@@ -78,6 +79,7 @@ class Bench:
     out: the result's file, which the answers lie beside
     model: what tells these weights from any others. With it, answers that an earlier evaluation
         of the same weights left behind are used again; None: never
+    write: what writes answers; it may wait for a disk that is full
     """
 
     rollouts: Callable[[], RolloutPool]
@@ -88,6 +90,7 @@ class Bench:
     out: Path
     stop: Callable[[], bool] = lambda: False
     model: Mapping[str, Any] | None = None
+    write: Write = write_once
 
 
 def run_suite(suite: SuiteConfig, bench: Bench) -> list[BenchmarkResult]:
@@ -129,7 +132,8 @@ def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> 
     }
     name = config.name if bench.model is None else f"{config.name}-{_digest(sampled)[:8]}"
     judged = judged_by(config.verifier, config.judge_timeout_s)
-    return AnswerStore(answers_folder(bench.out) / f"{name}.parquet", sampled, judged)
+    path = answers_folder(bench.out) / f"{name}.parquet"
+    return AnswerStore(path, sampled, judged, write=bench.write)
 
 
 def _answers(
@@ -299,6 +303,7 @@ def evaluate_model(
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
     with StopRequest(screen).listening() as stop, ExitStack() as opened:
+        disk = PatientDisk(0, screen, stop)  # the answers that there are wait for the next command
         bench = Bench(
             rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
             tokenizer=tokenizer,
@@ -308,11 +313,12 @@ def evaluate_model(
             out=out,
             stop=stop,
             model=weights_identity(model, options),
+            write=disk.write,
         )
         results = run_suite(suite, bench)
     if not results:
         raise Interrupted
-    save(results, out)
+    disk.write("scores", lambda: save(results, out))
     show(results, f"{suite.name} on {target}", screen)
     screen.note(f"wrote {out}")
     return results

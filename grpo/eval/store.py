@@ -25,6 +25,14 @@ from grpo.verify.fingerprint import fingerprint
 
 PART_EVERY_S = 30.0
 
+# Calls the second, and may do so again where the disk is full; the first says what is written.
+Write = Callable[[str, Callable[[], object]], None]
+
+
+def write_once(what: str, write: Callable[[], object]) -> None:
+    write()
+
+
 _FACTS = b"grpo"  # the key of our own metadata
 _SCHEMA = pa.schema(
     [
@@ -168,8 +176,10 @@ class AnswerStore:
         sampled: Mapping[str, Any],
         judged: Mapping[str, Any],
         clock: Callable[[], float] = time.monotonic,
+        write: Write = write_once,
     ):
         self.path = path
+        self._write = write
         # Through JSON, as they come back from a file.
         self._facts = json.loads(json.dumps({"sampled": dict(sampled), "judged": dict(judged)}))
         self._parts = path.with_suffix(".parts")
@@ -215,12 +225,14 @@ class AnswerStore:
         if not self._unwritten:
             return
         groups = [replace(group, verdicts=_finished(futures)) for group, futures in self._unwritten]
-        write_answers(self._parts / f"{uuid.uuid4().hex}.parquet", groups, self._facts)
+        part = self._parts / f"{uuid.uuid4().hex}.parquet"
+        self._write("answers", lambda: write_answers(part, groups, self._facts))
         self._unwritten.clear()
 
     def finish(self, groups: Iterable[Answered]) -> None:
         """All groups into one file; the parts go."""
-        write_answers(self.path, sorted(groups, key=lambda group: group.serial), self._facts)
+        ordered = sorted(groups, key=lambda group: group.serial)
+        self._write("answers", lambda: write_answers(self.path, ordered, self._facts))
         self._unwritten.clear()
         shutil.rmtree(self._parts, ignore_errors=True)
 

@@ -23,6 +23,7 @@ from grpo.config.recipe import Recipe
 from grpo.errors import DiskFull, UserError
 from grpo.store.disk import is_full
 from grpo.store.files import fsync_path, read_json_lines, replacing
+from grpo.store.whole import damage, write_sizes
 
 # Keys that leave the run's arithmetic alone, or only say how far it goes: a resume may change them.
 HARMLESS_KEYS = (
@@ -221,6 +222,10 @@ class RunFolder:
                 return path
         return None
 
+    def damaged_checkpoints(self) -> dict[Path, str]:
+        """Those that a file of is cut short, and which."""
+        return {path: why for _, path in self._steps() if (why := damage(path))}
+
     def latest_healthy(self, step: int) -> Path | None:
         """The highest complete step up to `step` from which a run that has gone wrong may go on."""
         for number, path in reversed(self._steps()):
@@ -295,6 +300,7 @@ class RunFolder:
                 path.rename(original)
 
     def _publish(self, writing: Path, name: str) -> None:
+        write_sizes(writing)
         for folder, _, files in os.walk(writing):
             for file in files:
                 fsync_path(Path(folder) / file)
@@ -379,7 +385,7 @@ def _is_complete(folder: Path) -> bool:
         TrainState.load(folder)
     except UserError:
         return False
-    return True
+    return not damage(folder)
 
 
 def _size_bytes(folder: Path) -> int:

@@ -9,11 +9,20 @@ from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.facts import facts
+from grpo.store.log import read_metrics
 from grpo.train.fork import named_checkpoint
 
 
 def eval_path(folder: RunFolder, step: int) -> Path:
     return folder.evaluations / f"step_{step:06d}.json"
+
+
+def knows_evaluation(folder: RunFolder, step: int) -> bool:
+    """Whether what an evaluation found after this step is on the disk, in the metrics, too."""
+    return eval_path(folder, step).exists() and any(
+        line["step"] == step and any(key.startswith("eval/") for key in line)
+        for line in read_metrics(folder.metrics)
+    )
 
 
 def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: str) -> Path | None:
@@ -26,6 +35,8 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
         checkpoint = None
     elif resume == "auto":
         checkpoint = folder.latest_checkpoint()
+        for damaged, why in folder.damaged_checkpoints().items():
+            screen.warn(f"{damaged} is damaged ({why}), so the run goes on from another one")
     else:
         checkpoint = named_checkpoint(resume, recipe, folder, screen)
     folder.begin(wanted, facts())

@@ -14,7 +14,7 @@ from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.train.heal import Restarts
 from grpo.train.opened import open_run
-from grpo.train.resume import eval_path, go_back_to, starting_point
+from grpo.train.resume import eval_path, go_back_to, knows_evaluation, starting_point
 from grpo.train.revive import Revival
 from grpo.train.trainer import Trainer
 from grpo.types import Row
@@ -81,7 +81,7 @@ def _attempt(
 
 def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
     wanted = recipe.eval.at_end and recipe.eval.suite is not None
-    return wanted and not eval_path(folder, recipe.schedule.steps).exists()
+    return wanted and not knows_evaluation(folder, recipe.schedule.steps)
 
 
 def _summary(folder: RunFolder, screen: Screen) -> None:

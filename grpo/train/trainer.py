@@ -18,14 +18,14 @@ from grpo.train.best import best_steps
 from grpo.train.collapse import CollapseGuards, Finding, diagnosis
 from grpo.train.failures import with_example
 from grpo.train.goodput import throughput_metrics
-from grpo.train.groups import Collected
 from grpo.train.heal import Restarts
 from grpo.train.health import SkippedSteps
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
 from grpo.train.opened import Opened
 from grpo.train.paid import PaidFor
-from grpo.train.resume import eval_path
+from grpo.train.resume import eval_path, knows_evaluation
 from grpo.train.shadows import agreement
+from grpo.train.unreported import Unreported, catch_up
 from grpo.train.update import Learned
 
 _ANSWER_S = 60.0  # for a learner that has nothing to do
@@ -38,15 +38,6 @@ class Progress:
     step: int = 0
     optimizer_steps: int = 0
     tokens_seen: int = 0
-
-
-@dataclass(slots=True)
-class Unreported:
-    """A finished step that is not in the metrics yet."""
-
-    step: int
-    metrics: dict[str, float]
-    groups: Collected
 
 
 class Trainer:
@@ -86,6 +77,9 @@ class Trainer:
         self.apart = parts.sync.check_canary(self.recipe.model.dtype)
         self.cursor = parts.collector.cursor()
         self.saved_step = state.step
+        if checkpoint.parent.resolve() == self.folder.checkpoints.resolve():
+            written = self.folder, parts.log
+            self.disk.write("metrics and rollouts", lambda: catch_up(checkpoint, *written))
         self.screen.note(f"resumed after step {state.step} from {checkpoint}")
 
     def begin(self) -> None:
@@ -269,6 +263,8 @@ class Trainer:
         best = best_steps(self.folder, config.keep_best, step)
         with self.folder.write_checkpoint(step, config.keep + spare, best) as writing:
             self.parts.learner.save(writing)
+            if self.unreported is not None:
+                self.unreported.keep(writing, self.recipe.logging.rollouts)
             TrainState(
                 step=step,
                 policy_version=step,
@@ -298,7 +294,11 @@ class Trainer:
         """Runs the recipe's suite on the rollout engines, once per step."""
         suite, step = self.recipe.eval.suite, self.progress.step
         path = eval_path(self.folder, step)
-        if not due or suite is None or path.exists():
+        if not due or suite is None:
+            return
+        if path.exists():
+            if not knows_evaluation(self.folder, step):  # the run ended between the two
+                self._log_evaluation(step, {})
             return
         bench = evaluate.Bench(
             rollouts=lambda: self.parts.rollouts,
@@ -312,14 +312,21 @@ class Trainer:
             screen=self.screen,
             out=path,
             stop=self.stop,
+            write=self.disk.write,
         )
         began = time.monotonic()
         results = evaluate.run_suite(suite, bench)
         if not results:
             raise Interrupted
         self.disk.write("evaluation", lambda: evaluate.save(results, path))
-        values = {"time/eval_s": time.monotonic() - began}
-        for name, (average, best) in evaluate.track(evaluate.history(path.parent)).items():
+        self._log_evaluation(step, {"time/eval_s": time.monotonic() - began})
+        evaluate.show(results, f"after step {step}", self.screen)
+        self.keep_if_best(step)
+
+    def _log_evaluation(self, step: int, values: dict[str, float]) -> None:
+        """Scores after `step`, and the best so far, into the metrics."""
+        folder = self.folder.evaluations
+        for name, (average, best) in evaluate.track(evaluate.history(folder)).items():
             values |= {
                 f"eval/{name}/avg": average.last.value,
                 f"eval/{name}/peak": average.peak.value,
@@ -328,8 +335,6 @@ class Trainer:
             }
         self.disk.write("metrics", lambda: self.parts.log.log(step, values))
         self.parts.board.log(step, values)
-        evaluate.show(results, f"after step {step}", self.screen)
-        self.keep_if_best(step)
 
     def keep_if_best(self, step: int) -> None:
         """A checkpoint of the last finished step, which was just evaluated, where it has none and

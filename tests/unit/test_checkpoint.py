@@ -113,6 +113,34 @@ def test_only_complete_checkpoints_count_as_steps(run: RunFolder) -> None:
     assert run.checkpoint_steps() == [20]
 
 
+@pytest.mark.parametrize("harm", ["cut short", "gone"])
+def test_a_checkpoint_whose_learner_state_is_not_whole_is_never_picked(
+    run: RunFolder, harm: str
+) -> None:
+    for step in (10, 20):
+        with run.write_checkpoint(step, keep=2) as folder:
+            (folder / "zero").mkdir()
+            (folder / "zero" / "optimizer.pt").write_text("moments")
+            state(step).save(folder)
+    shard = run.checkpoints / "step_000020" / "zero" / "optimizer.pt"
+    if harm == "gone":
+        shard.unlink()
+    else:
+        shard.write_text("mom")
+    assert run.latest_checkpoint() == run.latest_healthy(20) == run.checkpoints / "step_000010"
+    said = {"gone": "zero/optimizer.pt is not there", "cut short": "has 3 bytes of 7"}[harm]
+    ((damaged, why),) = run.damaged_checkpoints().items()
+    assert damaged.name == "step_000020" and said in why
+
+
+def test_a_checkpoint_may_lose_its_exports_and_an_older_one_has_no_sizes(run: RunFolder) -> None:
+    write(run, 10)
+    (run.checkpoints / "step_000010" / "hf" / "model.bin").unlink()
+    assert run.checkpoint_steps() == [10]
+    (run.checkpoints / "step_000010" / "sizes.json").unlink()
+    assert run.checkpoint_steps() == [10]
+
+
 def test_a_checkpoint_of_an_abandoned_future_never_pushes_out_the_one_just_written(
     run: RunFolder,
 ) -> None:

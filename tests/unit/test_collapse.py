@@ -26,7 +26,8 @@ from grpo.train.failures import with_example
 from grpo.train.groups import Collected
 from grpo.train.opened import Opened
 from grpo.train.shadows import ShadowVerifiers
-from grpo.train.trainer import Progress, Trainer, Unreported
+from grpo.train.trainer import Progress, Trainer
+from grpo.train.unreported import Unreported
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 from tests.examples import examples
 

@@ -1,7 +1,8 @@
 """An evaluation from its rows to its files, with answers from a script in place of vLLM."""
 
+import errno
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +19,16 @@ from grpo.config.suite import SuiteConfig
 from grpo.console import Screen
 from grpo.errors import Interrupted, UserError
 from grpo.eval import run as evaluate
+from grpo.eval import store
 from grpo.eval.result import load
 from grpo.eval.run import Bench, EngineOptions, VerifierPools, run_suite, weights_identity
-from grpo.eval.store import judged_by, read_answers
+from grpo.eval.store import Answered, judged_by, read_answers
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.model_files import load_tokenizer
 from grpo.rollout.sampling import Sampling
 from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
+from grpo.store.disk import PatientDisk
 from grpo.store.log import MetricsLog, read_metrics
 from grpo.train.opened import Opened
 from grpo.train.run import _summary
@@ -122,7 +125,13 @@ class Workbench:
         future.set_result(VERIFIERS["exact"](text, answer, marked="preferred"))
         return future
 
-    def run(self, script: Script, model: str | None = "weights", **changes: object):
+    def run(
+        self,
+        script: Script,
+        model: str | None = "weights",
+        write: store.Write = store.write_once,
+        **changes: object,
+    ):
         suite = SuiteConfig.model_validate(self.settings | changes)
         verifier = VerifierConfig(name="exact")
         bench = Bench(
@@ -134,6 +143,7 @@ class Workbench:
             out=self.folder / "result.json",
             stop=lambda: self.stopped,
             model=None if model is None else {"files": model},
+            write=write,
         )
         return run_suite(suite, bench)
 
@@ -511,6 +521,22 @@ def test_an_interrupted_evaluation_of_a_run_leaves_no_result(bench: Workbench) -
     with pytest.raises(Interrupted):
         run.evaluate(True)
     assert evaluate.history(run.folder.path / "eval") == {}
+
+
+def test_a_disk_that_is_full_while_answers_are_written_is_waited_for(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, left = store.write_answers, [True, False, True, False]  # the parts, and all of them
+
+    def write(path: Path, groups: Iterable[Answered], facts: dict[str, object]) -> None:
+        if left.pop(0):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        well(path, groups, facts)
+
+    monkeypatch.setattr(store, "write_answers", write)
+    disk = PatientDisk(0.001, Screen(), lambda: False)
+    (result,) = bench.run(Script(first_right), write=disk.write)
+    assert result.num_problems == 4 and left == []
 
 
 # --- on a saved model ---

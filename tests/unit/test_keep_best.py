@@ -26,9 +26,10 @@ from grpo.store.log import MetricsLog
 from grpo.train.best import best_steps
 from grpo.train.groups import Collected
 from grpo.train.opened import Opened
-from grpo.train.resume import eval_path, starting_point
+from grpo.train.resume import eval_path, knows_evaluation, starting_point
 from grpo.train.shadows import ShadowVerifiers
-from grpo.train.trainer import Progress, Trainer, Unreported
+from grpo.train.trainer import Progress, Trainer
+from grpo.train.unreported import Unreported
 from tests.examples import examples
 
 SUMS = {
@@ -185,6 +186,34 @@ def test_without_keep_best_nothing_is_saved_for_an_evaluation(
     )
     run(plain, tmp_path)
     assert steps_of(tmp_path) == [5]
+
+
+def test_an_evaluation_that_did_not_get_into_the_metrics_is_in_them_after_a_resume(
+    tmp_path: Path, scores: dict[int, float], monkeypatch: pytest.MonkeyPatch
+):
+    """Killed between the two files."""
+    scores |= {2: 0.7}
+    well = MetricsLog.log
+
+    def log(self: MetricsLog, step: int, metrics: dict[str, float]) -> None:
+        if AVG in metrics:
+            raise Killed
+        well(self, step, metrics)
+
+    chosen, folder = recipe(3, every=2, eval_every=2), RunFolder(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "log", log)
+        assert run(chosen, tmp_path) == "killed"
+    assert eval_path(folder, 2).exists() and not knows_evaluation(folder, 2)
+    run(chosen, tmp_path)
+    lines = [json.loads(line) for line in folder.metrics.open()]
+    assert [(line["step"], line.get(AVG)) for line in lines] == [
+        (1, None),
+        (2, None),
+        (2, 0.7),
+        (3, None),
+    ]
+    assert knows_evaluation(folder, 2)
 
 
 @examples(60)

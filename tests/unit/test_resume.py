@@ -111,3 +111,17 @@ def test_other_ranks_go_on_in_silence_and_another_staleness_with_a_word(recipe, 
     told = " ".join(warned.split())
     assert "schedule.max_staleness was 0, now 1" in told
     assert "up to 1 steps ahead of the learner (correction: truncated_token)" in told
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(recipe, run):
+    with run.write_checkpoint(2, keep=2) as writing:
+        (writing / "zero").mkdir()
+        (writing / "zero" / "optimizer.pt").write_text("moments")
+        TrainState(2, 2, {}, 200, {}).save(writing)
+    (run.checkpoints / "step_000002" / "zero" / "optimizer.pt").write_text("mom")
+    checkpoint, _, warned = go_on(recipe, run)
+    assert checkpoint == run.checkpoints / "step_000001"
+    said = " ".join(warned.split())
+    assert "step_000002 is damaged (zero/optimizer.pt has 3 bytes of 7)" in said
+    (aside,) = (run.path / "set_aside").iterdir()
+    assert (aside / "checkpoints" / "step_000002").is_dir()
