@@ -93,6 +93,10 @@ bench: $(STAMP) ## every benchmark beside its rival, a table in .bench/ (under 2
 attacks: $(STAMP) ## answer every problem at hand without solving it (DATA=FOLDER of files of rows)
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/attacks.py $(DATA) $(ARGS)
 
+.PHONY: chaos
+chaos: $(STAMP) ## 200 small runs to which one thing happens each, a table in .chaos/ (hours; goes on after a stop)
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/chaos.py $(ARGS)
+
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
