@@ -223,8 +223,8 @@ class RunFolder:
         return None
 
     def damaged_checkpoints(self) -> dict[Path, str]:
-        """Those that a file of is cut short, and which."""
-        return {path: why for _, path in self._steps() if (why := damage(path))}
+        """Those that no run can go on from, and why."""
+        return {path: why for _, path in self._steps() if (why := _harm(path))}
 
     def latest_healthy(self, step: int) -> Path | None:
         """The highest complete step up to `step` from which a run that has gone wrong may go on."""
@@ -381,11 +381,16 @@ def _may_change(key: str) -> bool:
 
 
 def _is_complete(folder: Path) -> bool:
+    return not _harm(folder)
+
+
+def _harm(folder: Path) -> str:
+    """What keeps a checkpoint from being resumed from; empty where nothing does."""
     try:
         TrainState.load(folder)
     except UserError:
-        return False
-    return not damage(folder)
+        return f"{STATE_FILE} cannot be read"
+    return damage(folder)
 
 
 def _size_bytes(folder: Path) -> int:

@@ -36,7 +36,7 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
     elif resume == "auto":
         checkpoint = folder.latest_checkpoint()
         for damaged, why in folder.damaged_checkpoints().items():
-            screen.warn(f"{damaged} is damaged ({why}), so the run goes on from another one")
+            screen.warn(f"{damaged} is damaged ({why}): the run does not go on from it")
     else:
         checkpoint = named_checkpoint(resume, recipe, folder, screen)
     folder.begin(wanted, facts())
