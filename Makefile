@@ -75,7 +75,7 @@ quick: $(STAMP)
 # number of cores: each holds a Ray, an engine and a learner, and while one starts, the other computes.
 .PHONY: test test-full
 test: ## every test, vLLM and DeepSpeed end to end included (ten to fifteen minutes)
-test-full: ## the same, and every round of the learner's grid
+test-full: ## the same, every round of every grid, and the longest runs
 test-full: ROUNDS := -m "full or not full"
 test test-full: $(STAMP) $(THEIRS)
 	$(VENV)/bin/pytest tests --ignore tests/e2e $(WORKERS) $(ARGS)

@@ -12,6 +12,8 @@ import torch
 from tests.e2e.test_run import Run, recipe
 from tests.unit.small_models import bring_code, changed
 
+pytestmark = pytest.mark.full
+
 GENERATION = "generation_config.json"
 
 

@@ -12,6 +12,8 @@ from benchmarks.chaos import prepared
 from benchmarks.chaos_faults import Fault, ForkServerKilled, NanReward, NewestTruncated
 from benchmarks.chaos_run import STEPS, Command, Left, lost_and_repeated, steps_done, tracebacks
 
+pytestmark = pytest.mark.full
+
 SLOW_S = 300.0
 
 

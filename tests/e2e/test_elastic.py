@@ -61,7 +61,13 @@ def started(
             worker.kill()
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=list(KINDS))
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(kind, id=name, marks=() if name == "tied-adamw" else pytest.mark.full)
+        for name, kind in KINDS.items()
+    ],
+)
 def learners(
     request: pytest.FixtureRequest, cluster: Cluster, models: dict[str, Path]
 ) -> Iterator[dict[int, Learner]]:

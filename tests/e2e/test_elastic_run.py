@@ -10,6 +10,8 @@ import torch
 from tests.e2e.steps import weights
 from tests.e2e.test_run import Run, recipe, serials, steps_logged
 
+pytestmark = pytest.mark.full
+
 BEGUN = 2
 NEW = ["schedule.steps=3", "checkpoint.keep=9"]
 

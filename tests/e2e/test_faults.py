@@ -261,6 +261,7 @@ def test_one_engine_of_two_that_dies_while_it_samples_comes_back_and_nothing_els
     assert sorted(taken) == list(range(len(taken))), "every prompt once"
 
 
+@pytest.mark.full
 def test_without_a_budget_a_dead_engine_ends_the_run_and_the_finished_steps_are_saved(
     models: dict[str, Path], tmp_path: Path
 ):
@@ -285,6 +286,7 @@ def sick(folder: Path, model: Path, illness: str, *overrides: str, mark: Path | 
         del os.environ["GRPO_TEST_SICK"], os.environ["GRPO_TEST_SICK_MARK"]
 
 
+@pytest.mark.full
 def test_a_step_whose_gradient_is_infinite_is_not_taken_and_the_run_goes_on(
     models: dict[str, Path], tmp_path: Path
 ):
@@ -320,6 +322,7 @@ def test_a_weight_that_is_nan_sends_the_run_back_to_its_last_checkpoint_once(
     assert_same_end(tmp_path, undisturbed)
 
 
+@pytest.mark.full
 def test_a_learning_rate_of_1e25_ends_with_a_diagnosis_and_no_checkpoint(
     models: dict[str, Path], tmp_path: Path
 ):

@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.hosts import Hosts, why_not
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 GRPO = Path(sys.executable).with_name("grpo")
 STEPS, KILLED_AFTER = 5, 3
