@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
@@ -57,7 +58,7 @@ class Trainer:
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.checkpoint_s = 0.0  # of one that was written since the last step
         self.apart: Apart | None = None  # by the last canary since the weights last moved
-        self.learning = False  # the learner's state lies between two steps
+        self.policy_state: dict[str, Any] = {}  # of the policy update, after the last finished step
         self.unreported: Unreported | None = None
         self.restarts: Restarts | None = None  # of this command
         self.warned_of_drift = False
@@ -71,6 +72,7 @@ class Trainer:
         parts.learner.restore(checkpoint)
         parts.stream.load_state_dict(state.cursor)
         parts.policy_update.load_state_dict(state.extra)
+        self.policy_state = parts.policy_update.state_dict()
         self.guards.load_state_dict(state.extra.get("health", {}))
         self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
         parts.sync.update(state.policy_version)
@@ -141,7 +143,6 @@ class Trainer:
         collected = parts.collector.collect(step, self.screen, self.stop)
         sampled_at = time.monotonic()
         parts.sync.release_gpus()
-        self.learning = True
         learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
         self.skipped.look(step, learned, parts.learner.num_not_finite)
         unreported = self._settle(step, learned, time.monotonic() - sampled_at)
@@ -172,7 +173,8 @@ class Trainer:
             self.progress.tokens_seen + groups.num_tokens,
         )
         self.cursor = self.parts.collector.cursor(step)
-        self.learning, self.apart = False, None
+        self.parts.policy_update.is_under_way = False
+        self.policy_state, self.apart = self.parts.policy_update.state_dict(), None
         metrics = learned.metrics | {
             "groups/sampled": float(len(groups.sampled)),
             "groups/used": float(len(groups.used)),
@@ -273,15 +275,15 @@ class Trainer:
                 extra={
                     "optimizer_steps": self.progress.optimizer_steps,
                     "health": self.guards.state_dict(),
-                    **self.parts.policy_update.state_dict(),
+                    **self.policy_state,
                 },
             ).save(writing)
 
     def _rescue(self) -> None:
         """Something failed. Saves what is finished, as far as learner and disk still answer; of a
         further failure there is only a word, since the first one is what ends the run."""
-        if self.learning:
-            return  # its weights belong to no step
+        if self.parts.policy_update.is_under_way:
+            return  # the learner's weights belong to no step
         for part, save in (("the last step's metrics", self.report), ("a checkpoint", self.save)):
             try:
                 if part == "a checkpoint" and self.progress.step > self.saved_step:

@@ -65,6 +65,8 @@ class PolicyUpdate:
         self._regularize = AGGREGATORS.bind(rule.name, rule.options)
         self._anchor = _make_anchor(recipe.difficulty)
         self.skipped_in_a_row = 0
+        # The learner has begun a step that does not count as finished yet: the caller ends it.
+        self.is_under_way = False
 
     def learn(self, collected: Collected, number: int) -> Learned:
         """The anchor sees every sampled group, flat ones included; then come the advantages, and
@@ -123,6 +125,7 @@ class PolicyUpdate:
         if passes * len(batches) > 1:
             # From the second step on the weights have moved: ratios are against these.
             self._learner.remember_logprobs()
+        self.is_under_way = True
         taken: list[dict[str, float]] = []
         skipped: list[dict[str, float]] = []
         suspects: list[Suspect] = []
