@@ -91,10 +91,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator["StopRequest"]:
-        """In the main thread. A signal that is ignored (nohup) stays so."""
+        """In the main thread. A lost terminal that is ignored (nohup) stays so."""
         # Asked now: one that is gone is none any more.
         self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        heard = [n for n in SIGNALS if n != signal.SIGHUP or not _is_ignored(n)]
         old = {number: signal.signal(number, self._handle) for number in heard}
         old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         try:
@@ -107,6 +107,10 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager

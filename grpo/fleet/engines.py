@@ -18,7 +18,8 @@ _START_TIMEOUT_S = 1800.0
 POLL_S = 0.5  # how soon a stop is noticed
 # Answers in flight per engine: several times what vLLM runs at once, so that it never runs out.
 _MOST_ANSWERS = 4096
-ABORT_S = 60.0  # an engine that works ends its requests within a second
+# An engine that works ends its requests within a second; who stops has little time (stop.grace_s).
+ABORT_S = 5.0
 _log = logging.getLogger(__name__)
 
 

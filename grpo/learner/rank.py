@@ -167,8 +167,7 @@ class LearnerRank:
 
     def num_not_finite(self) -> int:
         """Of this rank's share of the weights that train."""
-        masters = self._engine.optimizer.fp32_partitioned_groups_flat
-        return sum(int((~torch.isfinite(master)).sum()) for master in masters)
+        return zero_state.num_not_finite(self._engine, self._trained)
 
     def score(self, token_ids: Sequence[int]) -> list[float]:
         """Logprobs of tokens 1.. of a sequence, each given all tokens before it, at temperature 1,

@@ -62,6 +62,17 @@ def write(engine: Any, named: Mapping[str, Any], base: Mapping[str, int], folder
     shards.write(folder, header, tensor)
 
 
+def num_not_finite(engine: Any, named: Mapping[str, Any]) -> int:
+    """Elements of this rank's masters that are nan or infinite. What pads them is anything."""
+    zero = engine.optimizer
+    count = 0
+    for shard in _layout(zero, named):
+        master = zero.fp32_partitioned_groups_flat[shard.group]
+        values = master[shard.at : shard.at + shard.end - shard.start]
+        count += int((~torch.isfinite(values)).sum())
+    return count
+
+
 def check(engine: Any, named: Mapping[str, Any], stored: shards.Shards) -> None:
     """Raises UserError where a checkpoint is that of other parameters or another optimizer."""
     shapes = {name: tuple(parameter.ds_shape) for name, parameter in named.items()}

@@ -60,6 +60,8 @@ TOLD_KEYS = ("schedule.max_staleness",)
 STATE_FILE = "state.json"
 # In a state's `extra`: optimizer steps in a row, up to it, whose gradients were not finite.
 SKIPPED = "skipped_in_a_row"
+# Likewise: the run ended with it since it had collapsed.
+COLLAPSED = "collapsed"
 _MIB = 1024 * 1024
 
 
@@ -81,7 +83,7 @@ class TrainState:
     def is_healthy(self) -> bool:
         """Whether a run that has gone wrong may go back to it. Weights that are not finite are not
         saved at all."""
-        return self.extra.get(SKIPPED, 0) == 0
+        return self.extra.get(SKIPPED, 0) == 0 and not self.extra.get(COLLAPSED, False)
 
     def save(self, folder: Path) -> None:
         """Call it last: a checkpoint counts as complete once this file is there."""
@@ -199,7 +201,7 @@ class RunFolder:
             if full:
                 raise self._disk_full_error(name, written_bytes, error) from error
             raise
-        older = [(number, path) for number, path in self._steps() if number < step]
+        older = [(n, path) for n, path in self._steps() if n < step and _is_complete(path)]
         for number, path in older[: max(0, len(older) - (keep - 1))]:
             if number not in protected:
                 self._discard(path)

@@ -24,7 +24,8 @@ class Stop(Protocol):
 
 class PatientDisk:
     """Tries a write again every minute, with a notice each time, for `wait_minutes`. A run that is
-    told to stop meanwhile tries once more, at once."""
+    told to stop meanwhile tries once more, at once. After a wait in vain nothing waits any more:
+    the run is about to end."""
 
     def __init__(self, wait_minutes: float, screen: Screen, stop: Stop):
         self._wait_s = 60 * wait_minutes
@@ -45,6 +46,7 @@ class PatientDisk:
                     raise
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or self._stop():
+                    self._wait_s = 0.0  # who has waited in vain does not wait again
                     raise fault from error
             self._screen.warn(
                 f"{fault}\nThe run waits for it, {left_s / 60:.0f} more minutes at most "

@@ -139,9 +139,11 @@ class _MismatchRise:
         self._count = 0
 
     def read(self, metrics: Metrics) -> _Reading | None:
-        value = _finite(metrics, "mismatch/kl")
-        if value is None:
+        if "mismatch/kl" not in metrics:
             return None
+        value = metrics["mismatch/kl"]
+        if value is None or math.isnan(value):
+            value = math.inf  # further apart than a number can say
         usual = math.inf if self._lowest is None else self._rise * self._lowest
         threshold = max(self._floor, usual)
         if value > threshold:

@@ -1,14 +1,16 @@
 """When a run starts its workers anew, or goes back, by itself; and when it does not any more."""
 
 import time
+from functools import partial
 from pathlib import Path
 
-from grpo.config.lasting import HealConfig
+from grpo.config.lasting import DiskConfig, HealConfig
 from grpo.console import Screen
 from grpo.errors import Diverged, RunError, WorkerFault
 from grpo.stop import StopRequest
 from grpo.store import rollbacks
 from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.disk import PatientDisk
 
 _LOOK_S = 0.5  # how soon a stop is noticed
 _LONGEST_S = 600.0
@@ -17,11 +19,19 @@ _LONGEST_S = 600.0
 class Restarts:
     """The budget of one command, and what it was spent on."""
 
-    def __init__(self, config: HealConfig, folder: RunFolder, screen: Screen, stop: StopRequest):
+    def __init__(
+        self,
+        config: HealConfig,
+        folder: RunFolder,
+        screen: Screen,
+        stop: StopRequest,
+        disk: DiskConfig | None = None,
+    ):
         self.folder = folder
         self.origin: Path | None = None  # a checkpoint that the command began from, of any run
         self.screen = screen
         self.stop = stop
+        self.disk = PatientDisk((disk or DiskConfig()).wait_minutes, screen, stop)
         self.count = 0
         self.has_begun = False  # all workers have come up at least once
         self._config = config
@@ -35,7 +45,14 @@ class Restarts:
         if isinstance(fault, Diverged):
             return self._go_back(fault, step)
         self._start_anew(fault, step)
-        return self.folder.latest_checkpoint() or self.origin
+        return self._of_this_branch(self.folder.latest_checkpoint())
+
+    def _of_this_branch(self, own: Path | None) -> Path | None:
+        """This checkpoint of the folder, or the one that the command began from where it is later:
+        what the folder has of earlier steps is not what led to it."""
+        if self.origin is None or own is None:
+            return own or self.origin
+        return max(self.origin, own, key=lambda path: TrainState.load(path).step)
 
     def _start_anew(self, fault: WorkerFault, step: int) -> None:
         self.admit(fault, step)
@@ -68,7 +85,14 @@ class Restarts:
     def _go_back(self, fault: Diverged, step: int) -> Path | None:
         """To the newest healthy checkpoint, once. Writes down that, and what is left out from
         there."""
-        checkpoint = self.folder.latest_healthy(step - fault.distrusted) or self.origin
+        last = step - fault.distrusted
+        checkpoint = self._of_this_branch(self.folder.latest_healthy(last))
+        there = self.folder.checkpoint_steps()
+        if checkpoint is None and there:  # the start would cost the whole run
+            raise RunError(
+                f"{fault}.\nThe run has checkpoints of steps {', '.join(map(str, there))} only, "
+                "and trusts none of them: look at them, and go on with name=NAME --resume DIR"
+            ) from fault
         to = 0 if checkpoint is None else TrainState.load(checkpoint).step
         begins = "the start" if checkpoint is None else f"step {to}"
         if any(earlier.to == to for earlier in rollbacks.read(self.folder.rollbacks)):
@@ -78,7 +102,10 @@ class Restarts:
                 f"another name=NAME" + (f" and with --resume {checkpoint}" if checkpoint else "")
             ) from fault
         self._spend(fault)
-        made = rollbacks.record(self.folder.rollbacks, step, to, str(fault), fault.groups)
+        place = self.folder.rollbacks
+        write = partial(rollbacks.record, place, step, to, str(fault), fault.groups)
+        self.disk.write("rollbacks", write)
+        made = rollbacks.read(place)[-1]
         left_out = ""
         if made.left_out:
             serials = ", ".join(map(str, made.left_out))

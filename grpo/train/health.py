@@ -1,11 +1,11 @@
 """Whether a run is well: steps that could not be taken, and the weights they leave."""
 
+import math
 from collections.abc import Callable
 
 from grpo.console import Screen, shorten
 from grpo.errors import Diverged
 from grpo.train.update import Learned, Suspect
-from grpo.types import ScoredGroup
 
 _CHARACTERS = 200
 
@@ -16,29 +16,28 @@ class SkippedSteps:
     def __init__(self, most: int, screen: Screen):
         self._most = most
         self._screen = screen
-        self._suspected: list[ScoredGroup] = []  # since an optimizer step was taken
+        self._suspects: list[Suspect] = []  # of the steps that were skipped in a row
 
     def look(self, step: int, learned: Learned, num_not_finite: Callable[[], int]) -> None:
         """Raises Diverged, with the groups that are to blame, where it makes no sense to go on.
         `num_not_finite`: counts the learner's weights that are not."""
         if not learned.suspects:
             if learned.optimizer_steps:
-                self._suspected.clear()
+                self._suspects.clear()
             return
         if count := num_not_finite():
             raise Diverged(
                 f"step {step}: {count:,} of the learner's weights are not finite numbers"
             )
-        if learned.skipped_in_a_row < len(learned.suspects):  # one was taken between them
-            self._suspected.clear()
-        self._suspected += [suspect.group for suspect in learned.suspects]
+        suspects, in_a_row = [*self._suspects, *learned.suspects], learned.skipped_in_a_row
+        self._suspects = suspects[-in_a_row:] if in_a_row else []
         for suspect in learned.suspects:
             self._screen.warn(f"step {step}: {_described(suspect)}")
         if learned.skipped_in_a_row >= self._most:
             raise Diverged(
                 f"step {step}: {learned.skipped_in_a_row} optimizer steps in a row had gradients "
                 "that are not finite (health.max_skipped)",
-                self._suspected,
+                [s.group for s in self._suspects if not math.isfinite(s.part_of_loss)],
             )
 
 

@@ -25,12 +25,13 @@ class Revival:
         weights, those of step `version`. Raises WorkerFault where that fails, and Interrupted where
         the run is told to stop meanwhile."""
         lost, engines = stream.lost, self._parts.rollouts.workers
-        for fault in lost.values():
-            self._restarts.admit(fault, step - 1)
-            self._restarts.screen.warn(
-                f"{fault}\nIts groups are sampled again, and it is started anew, while the rest of "
-                f"the run goes on ({self._restarts.so_far})"
-            )
+        where = ", ".join(sorted(fault.where for fault in lost.values()))
+        told = "\n".join(map(str, lost.values()))
+        self._restarts.admit(WorkerFault(where, told), step - 1)
+        self._restarts.screen.warn(
+            f"{told}\nThe groups are sampled again, and {', '.join(lost)} started anew, while the "
+            f"rest of the run goes on ({self._restarts.so_far})"
+        )
         starting: list[Call] = []
         for index, engine in enumerate(engines):
             if engine.name in lost:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from grpo.config.recipe import Recipe
@@ -40,12 +41,15 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 "a new run with another name=NAME"
             )
         else:
-            restarts = Restarts(recipe.heal, folder, screen, stop)
-            if checkpoint is not None and checkpoint.parent != folder.checkpoints.resolve():
+            restarts = Restarts(recipe.heal, folder, screen, stop, recipe.disk)
+            if (
+                checkpoint is not None
+                and checkpoint.parent.resolve() != folder.checkpoints.resolve()
+            ):
                 restarts.origin = checkpoint
             while (fault := _attempt(recipe, checked.rows, checkpoint, restarts)) is not None:
                 checkpoint = restarts.after(*fault)
-                go_back_to(checkpoint, folder, screen)
+                restarts.disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
         _summary(folder, screen)
     return folder
 

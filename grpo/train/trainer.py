@@ -7,12 +7,12 @@ from typing import Any
 
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
-from grpo.errors import Collapsed, Diverged, Interrupted, RunError, UserError
+from grpo.errors import Collapsed, DiskFull, Diverged, Interrupted, RunError, UserError
 from grpo.eval import run as evaluate
 from grpo.fleet.canary import Apart
 from grpo.fleet.weights import UpdateStats
 from grpo.stop import StopRequest
-from grpo.store.checkpoint import RunFolder, TrainState
+from grpo.store.checkpoint import COLLAPSED, RunFolder, TrainState
 from grpo.store.disk import PatientDisk
 from grpo.store.log import write_rollouts
 from grpo.train.best import best_steps
@@ -29,7 +29,7 @@ from grpo.train.shadows import agreement
 from grpo.train.unreported import Unreported, catch_up
 from grpo.train.update import Learned
 
-_ANSWER_S = 60.0  # for a learner that has nothing to do
+_ANSWER_S = 60.0  # for a learner that has nothing else to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class Trainer:
             self._run()
         except Interrupted as stopped:
             if not stopped.at_once:
-                self.save()
+                self._save_before_stop()
             raise
         except Diverged:
             raise
@@ -123,8 +123,6 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         config, step = self.recipe.checkpoint, self.progress.step
-        if self.parts.policy_update.skipped_in_a_row:
-            return step == self.recipe.schedule.steps  # it would be no place to go back to
         minutes = (time.monotonic() - self.saved_at) / 60
         overdue = 0 < config.every_minutes <= minutes
         return step == self.recipe.schedule.steps or step % config.every == 0 or overdue
@@ -241,6 +239,7 @@ class Trainer:
             return
         if self.recipe.health.on_collapse == "rollback":
             raise Diverged(diagnosis(findings), distrusted=self.recipe.health.window)
+        self.policy_state |= {COLLAPSED: True}
         self.save(spare=1)  # the one before it may be the last that is any good
         raise Collapsed(diagnosis(findings))
 
@@ -262,22 +261,44 @@ class Trainer:
 
     def _write_checkpoint(self, spare: int) -> None:
         step, config = self.progress.step, self.recipe.checkpoint
-        best = best_steps(self.folder, config.keep_best, step)
-        with self.folder.write_checkpoint(step, config.keep + spare, best) as writing:
+        state = TrainState(
+            step=step,
+            policy_version=step,
+            cursor=self.cursor,
+            tokens_seen=self.progress.tokens_seen,
+            extra={
+                "optimizer_steps": self.progress.optimizer_steps,
+                "health": self.guards.state_dict(),
+                **self.policy_state,
+            },
+        )
+        stays = {
+            *best_steps(self.folder, config.keep_best, step),
+            *self._place_to_go_back_to(state),
+        }
+        with self.folder.write_checkpoint(step, config.keep + spare, stays) as writing:
             self.parts.learner.save(writing)
             if self.unreported is not None:
                 self.unreported.keep(writing, self.recipe.logging.rollouts)
-            TrainState(
-                step=step,
-                policy_version=step,
-                cursor=self.cursor,
-                tokens_seen=self.progress.tokens_seen,
-                extra={
-                    "optimizer_steps": self.progress.optimizer_steps,
-                    "health": self.guards.state_dict(),
-                    **self.policy_state,
-                },
-            ).save(writing)
+            state.save(writing)
+
+    def _place_to_go_back_to(self, state: TrainState) -> set[int]:
+        """The step of an earlier checkpoint that must stay, since this one is no such place, or not
+        for every fault."""
+        health = self.recipe.health
+        distrusted = health.window if health.on_collapse == "rollback" else 0
+        if state.is_healthy and not distrusted:
+            return set()
+        place = self.folder.latest_healthy(state.step - distrusted)
+        return set() if place is None else {TrainState.load(place).step}
+
+    def _save_before_stop(self) -> None:
+        """A full disk changes nothing about why the run ends."""
+        try:
+            self.report()
+            self.save()
+        except DiskFull as error:
+            self.screen.warn(f"not saved: {error}")
 
     def _rescue(self) -> None:
         """Something failed. Saves what is finished, as far as learner and disk still answer; of a
@@ -287,7 +308,9 @@ class Trainer:
         for part, save in (("the last step's metrics", self.report), ("a checkpoint", self.save)):
             try:
                 if part == "a checkpoint" and self.progress.step > self.saved_step:
-                    self.parts.learner.answers_within(_ANSWER_S)
+                    # It may still be sending weights to an engine that is gone.
+                    busy_s = self.recipe.sync.timeout_s + _ANSWER_S
+                    self.parts.learner.answers_within(busy_s)
                 save()
             except (RunError, UserError, OSError) as error:
                 self.screen.warn(f"{part} could not be saved: {error}")

@@ -255,7 +255,7 @@ def test_one_engine_of_two_that_dies_while_it_samples_comes_back_and_nothing_els
     assert alive(set(learners)) == set(learners), "the learner went on"
     assert run.finish() == 0, run.text()
     log = run.text()
-    assert "its groups are sampled again" in log.lower() and log.count("starting vLLM") == 1
+    assert "groups are sampled again" in log and log.count("starting vLLM") == 1
     assert steps_logged(tmp_path) == list(range(1, STEPS + 1))
     taken = serials(tmp_path)
     assert sorted(taken) == list(range(len(taken))), "every prompt once"

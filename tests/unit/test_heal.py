@@ -140,11 +140,34 @@ def test_a_collapse_makes_the_steps_before_it_suspect(tmp_path: Path):
     assert made.after(Diverged("the reward is gone", distrusted=15), 36) == sound
 
 
-def test_a_run_without_a_healthy_checkpoint_goes_back_to_its_start(tmp_path: Path):
+def test_a_run_without_a_checkpoint_goes_back_to_its_start(tmp_path: Path):
     made, told = restarts(tmp_path)
-    save(tmp_path, 2, skipped=1)
     assert made.after(Diverged("step 3: not finite"), 2) is None
     assert "goes back to the start, once" in told.getvalue()
+
+
+def test_a_run_does_not_begin_again_because_its_checkpoints_are_no_place_to_go_back_to(
+    tmp_path: Path,
+):
+    made, _ = restarts(tmp_path)
+    save(tmp_path, 990)
+    save(tmp_path, 1000)
+    with pytest.raises(RunError, match=r"checkpoints of steps 990, 1000 only,\s+and trusts none"):
+        made.after(Diverged("the reward is gone", distrusted=20), 1005)
+    assert not (tmp_path / "rollbacks").exists() and made.count == 0
+
+
+def test_what_the_folder_has_of_an_earlier_step_than_the_named_checkpoint_is_another_branch(
+    tmp_path: Path,
+):
+    origin = save(tmp_path / "other", 80)
+    made, _ = restarts(tmp_path / "run")
+    save(tmp_path / "run", 50)
+    made.origin = origin
+    assert made.after(DEAD, 81) == origin
+    assert made.after(Diverged("not finite"), 85) == origin
+    own = save(tmp_path / "run", 90)
+    assert made.after(DEAD, 91) == own
 
 
 def test_it_goes_back_to_one_checkpoint_once_in_whatever_process(tmp_path: Path):

@@ -117,10 +117,19 @@ def test_a_step_that_is_taken_clears_the_suspicion():
     steps, _ = looked(2)
     steps.look(5, skipped(1, 0), lambda: 0)
     steps.look(6, taken(), lambda: 0)
-    steps.look(7, skipped(1, 1), lambda: 0)
+    steps.look(7, skipped(1, 0, 1), lambda: 0)  # and one was taken between the two
     with pytest.raises(Diverged) as end:
         steps.look(8, skipped(2, 2), lambda: 0)
     assert [group.group.prompt.serial for group in end.value.groups] == [1, 2]
+
+
+def test_nobody_is_left_out_whose_own_part_of_the_loss_is_finite():
+    """What is not, is elsewhere: in KL or entropy, or in the sum."""
+    steps, told = looked(1)
+    suspect = Suspect(learned(Ill(set())).collected.used[2], 0, 0.75)
+    with pytest.raises(Diverged) as end:
+        steps.look(5, Learned(Collected([], []), 0, {}, 1, (suspect,)), lambda: 0)
+    assert end.value.groups == () and "(0.75), to row '2'" in " ".join(told.getvalue().split())
 
 
 def test_weights_that_are_not_finite_give_up_at_once_and_blame_nobody():

@@ -91,6 +91,17 @@ def test_a_clean_stop_that_somebody_else_raises_knows_the_signal():
     assert stopped.value.number == signal.SIGTERM and not stopped.value.at_once
 
 
+def test_ctrl_c_is_heard_though_a_shell_started_the_run_in_its_background():
+    """Such a shell has its children ignore it."""
+    old = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with listening() as (stop, _):
+            signal.raise_signal(signal.SIGINT)
+            assert stop()
+    finally:
+        signal.signal(signal.SIGINT, old)
+
+
 def test_nohup_keeps_its_meaning():
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
