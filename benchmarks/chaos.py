@@ -45,6 +45,7 @@ from benchmarks.chaos_run import (
     tracebacks,
     writing,
 )
+from benchmarks.chaos_table import table
 
 KINDS: dict[str, Callable[[Path, random.Random], Fault]] = {
     "engine actor killed": faults.EngineKilled,
@@ -94,11 +95,15 @@ class Moment:
     step: int
     share: float
 
-    def seconds(self, usual: Undisturbed) -> float:
-        """How long to wait, once it is the step's turn."""
+    def seconds(self, usual: Undisturbed, folder: Path) -> float:
+        """How long to wait, once it is the step's turn. A step takes what the run's last one took:
+        the machine may be faster or slower by now."""
         if self.phase == CHECKPOINT:
             return 0.0
-        return self.share * (usual.start_s if self.phase == START else usual.step_s)
+        if self.phase == START:
+            return self.share * usual.start_s
+        taken = [line["time/step_s"] for line in step_lines(folder) if "time/step_s" in line]
+        return self.share * (taken[-1] if len(taken) > 1 else usual.step_s)
 
     def is_near(self, command: Command) -> bool:
         """Whether it is the step's turn."""
@@ -144,11 +149,12 @@ def drawn(seed: int) -> tuple[str, random.Random]:
 
 
 def draw_moment(fault: Fault, dice: random.Random) -> Moment:
-    phase, step = dice.choice(fault.phases), dice.randint(fault.first_step, STEPS)
+    # Behind the last step there is little left that may go wrong.
+    phase, step = dice.choice(fault.phases), dice.randint(fault.first_step, STEPS - 1)
     if phase == CHECKPOINT:
-        step = max(CHECKPOINT_EVERY, step - step % CHECKPOINT_EVERY)
+        step = CHECKPOINT_EVERY * dice.randint(1, STEPS // CHECKPOINT_EVERY)
     if phase == EVALUATION:
-        step = max(EVAL_EVERY, step - step % EVAL_EVERY)
+        step = EVAL_EVERY * dice.randint(1, STEPS // EVAL_EVERY)
     return Moment(phase, 0 if phase == START else step, round(dice.random(), 3))
 
 
@@ -242,7 +248,8 @@ class Round:
                 self._look_for_the_next_step()
             elif len(self.commands) == 1:
                 near_at = near_at or (now if self.facts.moment.is_near(command) else 0.0)
-                if near_at and now - near_at >= self.facts.moment.seconds(self.usual):
+                wait_s = self.facts.moment.seconds(self.usual, self.folder)
+                if near_at and now - near_at >= wait_s:
                     self._strike(command)
             time.sleep(_POLL_S)
         self.facts.codes.append(command.code)
@@ -297,51 +304,6 @@ class Round:
         return [f"{what}: {which}" for what, which in found.items() if which]
 
 
-# --- the table ---
-
-
-def table(rounds: Sequence[dict[str, Any]]) -> str:
-    """By kind, as Markdown."""
-    lines = [
-        "| what happened | rounds | healed inside | ended, resumed | lost | s more than usual | "
-        "s to the next step | processes left | prompts lost or repeated | same to the bit | "
-        "tracebacks |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    struck = [each for each in rounds if each["outcome"] != "missed"]
-    for kind in [*KINDS, ""]:
-        mine = [each for each in struck if each["kind"] == kind or not kind]
-        if not mine:
-            continue
-        outcomes = [each["outcome"] for each in mine]
-        prompts = sum(len(each["prompts_lost"]) + len(each["prompts_repeated"]) for each in mine)
-        cells = [
-            kind or "**all**",
-            len(mine),
-            *(outcomes.count(name) for name in ("healed inside", "ended and resumed", "lost")),
-            _spread([each["over_s"] for each in mine]),
-            _spread([each["next_step_s"] for each in mine if each["next_step_s"] is not None]),
-            sum(len(each["left"]) for each in mine),
-            prompts,
-            _same(mine),
-            sum(each["tracebacks"] for each in mine),
-        ]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    """The median, and the worst."""
-    return f"{statistics.median(values):.0f} ({max(values):.0f})" if values else ""
-
-
-def _same(rounds: Sequence[dict[str, Any]]) -> str:
-    """Of those that should be."""
-    expected = [each for each in rounds if not each["why_not"]]
-    same = sum(each["outcome"] != "lost" and not each["differs"] for each in expected)
-    return f"{same} of {len(expected)}" if expected else "not expected"
-
-
 def rounds_of(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
@@ -351,7 +313,7 @@ def rounds_of(file: Path) -> list[dict[str, Any]]:
 def finish(rounds: Sequence[dict[str, Any]], work: Path) -> int:
     """Shows and writes the table; the exit code."""
     missed = sum(each["outcome"] == "missed" for each in rounds)
-    text = table(rounds)
+    text = table(rounds, KINDS)
     if missed:
         text += f"\n\nIn {missed} further rounds the run was over before its moment had come."
     (work / "table.md").write_text(text + "\n")

@@ -96,6 +96,7 @@ class FullDisk(Fault):
 
 class NoRoomForRollouts(FullDisk):
     place = "rollouts"
+    phases = (STEP,)
 
 
 class NoRoomForCheckpoints(FullDisk):
@@ -111,6 +112,7 @@ class NoRoomForMetrics(FullDisk):
     """metrics.jsonl is a link to a file on that disk."""
 
     place = "metrics_disk"
+    phases = (STEP,)
 
     def prepare(self) -> dict[str, str]:
         made = super().prepare()
