@@ -344,6 +344,7 @@ def trainer(tmp_path: Path, **health: Any) -> tuple[Trainer, StringIO]:
     part = Mock()
     part.policy_update.state_dict.return_value = {}
     part.policy_update.skipped_in_a_row = 0
+    part.policy_update.is_under_way = False
     part.num_not_finite.return_value = 0
     part.collector.cursor.return_value = {}
     folder, err = RunFolder(tmp_path), StringIO()

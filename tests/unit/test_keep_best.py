@@ -97,6 +97,7 @@ def run(under_test: Recipe, folder: Path, life: Life | None = None) -> str:
     said, part, run_folder = StringIO(), Mock(), RunFolder(folder)
     part.policy_update.state_dict.return_value = {}
     part.policy_update.skipped_in_a_row = 0
+    part.policy_update.is_under_way = False
     part.learner.num_not_finite.return_value = 0
     screen = Screen(said, said)
     checkpoint = starting_point(under_test, run_folder, screen, "auto")
