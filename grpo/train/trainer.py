@@ -57,6 +57,7 @@ class Trainer:
         self.cursor = parts.collector.cursor()
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.checkpoint_s = 0.0  # of one that was written since the last step
+        self.stood_still = False  # no optimizer step of the last step could be taken
         self.apart: Apart | None = None  # by the last canary since the weights last moved
         self.policy_state: dict[str, Any] = {}  # of the policy update, after the last finished step
         self.unreported: Unreported | None = None
@@ -123,6 +124,8 @@ class Trainer:
 
     def _checkpoint_due(self) -> bool:
         config, step = self.recipe.checkpoint, self.progress.step
+        if self.stood_still:  # the weights are those of before, and may be why
+            return step == self.recipe.schedule.steps
         minutes = (time.monotonic() - self.saved_at) / 60
         overdue = 0 < config.every_minutes <= minutes
         return step == self.recipe.schedule.steps or step % config.every == 0 or overdue
@@ -172,6 +175,7 @@ class Trainer:
         )
         self.cursor = self.parts.collector.cursor(step)
         self.parts.policy_update.is_under_way = False
+        self.stood_still = bool(learned.suspects) and not learned.optimizer_steps
         self.policy_state, self.apart = self.parts.policy_update.state_dict(), None
         metrics = learned.metrics | {
             "groups/sampled": float(len(groups.sampled)),
