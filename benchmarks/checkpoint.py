@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QWEN3_06B, Row, Spread, command, made_up_recipe, parser, report
+from common import Row, Spread, command, made_up_recipe, parser, report, save_qwen3
 
-from grpo.config.recipe import BuildConfig
 from grpo.fleet import cluster as cluster_module
 from grpo.fleet.cluster import Cluster
 from grpo.fleet.learner import Learner
-from grpo.learner.build import build_tokenizer
 from grpo.learner.spec import LearnerSpec
 from grpo.store.files import fsync_path
 
@@ -52,17 +50,6 @@ def make_rank(*args: Any) -> Any:
             self._engine.load_checkpoint(str(folder), tag="zero")
 
     return BothRank(*args)
-
-
-def build(folder: Path, layers: int) -> None:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    shape = QWEN3_06B | {"num_hidden_layers": layers, "max_position_embeddings": 2048}
-    config = Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, dtype="bfloat16")
-    torch.manual_seed(0)
-    model: Any = Qwen3ForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    build_tokenizer(BuildConfig(alphabet="0123456789+=}\n")).save_pretrained(folder)
 
 
 def start(cluster: Cluster, model: Path, ranks: int) -> Learner:
@@ -118,7 +105,7 @@ def main() -> None:
     options = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder, "logs")) as cluster:
         model = Path(folder, "model")
-        build(model, options.layers)
+        save_qwen3(model, options.layers)
         learner = start(cluster, model, options.ranks)
         results, rows = measure(learner, Path(folder), options.rounds)
     report("checkpoint", command(), results, rows, options.json)

@@ -268,6 +268,22 @@ def made_up_batch(vocabulary: int, groups: int, siblings: int, prompt: int, answ
     )
 
 
+def save_qwen3(folder: Path, layers: int) -> None:
+    """So many layers of Qwen3-0.6B's shape with random weights in bfloat16, and a tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from grpo.config.recipe import BuildConfig
+    from grpo.learner.build import build_tokenizer
+
+    shape = QWEN3_06B | {"num_hidden_layers": layers, "max_position_embeddings": 2048}
+    config = Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, dtype="bfloat16")
+    torch.manual_seed(0)
+    model: Any = Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    build_tokenizer(BuildConfig(alphabet="0123456789+=}\n")).save_pretrained(folder)
+
+
 def made_up_recipe(
     model: Path, *, dtype: str, gradient_checkpointing: bool, **learner: object
 ) -> Any:

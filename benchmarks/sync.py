@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import QWEN3_06B, Row, Spread, command, made_up_recipe, parser, report
+from common import Row, Spread, command, made_up_recipe, parser, report, save_qwen3
 
-from grpo.config.recipe import BuildConfig, SyncConfig
+from grpo.config.recipe import SyncConfig
 from grpo.fleet.cluster import Cluster, Worker, _Host, gather
 from grpo.fleet.engines import RolloutPool
 from grpo.fleet.learner import Learner
 from grpo.fleet.weights import WeightSync
-from grpo.learner.build import build_tokenizer
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
 from grpo.sync.buckets import WeightMeta
@@ -43,18 +42,6 @@ TIMEOUT_S = 300.0
 CANARY = [3, 7, 4, 8, 5, 9, 6, 10]
 TRANSPORTS = ["shm", "gloo"]
 AIM = ">= 0.3"
-
-
-def build(folder: Path, layers: int) -> None:
-    """The shapes of Qwen3-0.6B with random weights."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    shape = QWEN3_06B | {"num_hidden_layers": layers, "max_position_embeddings": 2048}
-    config = Qwen3Config(**shape, bos_token_id=None, eos_token_id=1, dtype="bfloat16")
-    torch.manual_seed(0)
-    model: Any = Qwen3ForCausalLM(config)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    build_tokenizer(BuildConfig(alphabet="0123456789+=}\n")).save_pretrained(folder)
 
 
 def learner_spec(model: Path, threads: int, bucket_bytes: int) -> LearnerSpec:
@@ -226,7 +213,7 @@ def main() -> None:
     options = asked.parse_args()
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder, "logs")) as cluster:
         model = Path(folder, "model")
-        build(model, options.layers)
+        save_qwen3(model, options.layers)
         bench = start(cluster, model, options.bucket_mib << 20)
         results, rows = measure(bench, options.rounds, TRANSPORTS)
     for name in TRANSPORTS:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_S = 60.0
 # The same wish, told twice: by the terminal to every process and by make, by srun and by a script.
 _ECHO_S = 1.0
+_LOOK_S = 0.5  # how soon somebody who waits notices
 
 
 class StopRequest:
@@ -107,6 +108,13 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def pause(seconds: float, stop: Callable[[], bool]) -> None:
+    """Sleeps; no longer than until a stop is asked for."""
+    until = time.monotonic() + seconds
+    while (left_s := until - time.monotonic()) > 0 and not stop():
+        time.sleep(min(_LOOK_S, left_s))
 
 
 def _is_ignored(number: signal.Signals) -> bool:

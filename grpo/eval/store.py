@@ -26,7 +26,7 @@ from grpo.verify.fingerprint import fingerprint
 PART_EVERY_S = 30.0
 
 # Calls the second, and may do so again where the disk is full; the first says what is written.
-Write = Callable[[str, Callable[[], object]], None]
+Write = Callable[[str, Callable[[], object]], object]
 
 
 def write_once(what: str, write: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from grpo.fleet.stragglers import Patience
 from grpo.rollout.sampling import Sampling
 from grpo.types import Group, Prompt
 
-_START_TIMEOUT_S = 1800.0
+START_TIMEOUT_S = 1800.0
 POLL_S = 0.5  # how soon a stop is noticed
 # Answers in flight per engine: several times what vLLM runs at once, so that it never runs out.
 _MOST_ANSWERS = 4096
@@ -35,7 +35,7 @@ class RolloutPool:
 
     def start(self) -> None:
         """Brings the engines up, all at once."""
-        gather([w.call("start") for w in self.workers], _START_TIMEOUT_S)
+        gather([w.call("start") for w in self.workers], START_TIMEOUT_S)
 
     def stream(
         self, count: int, sampling: Sampling, seed_of: Callable[[Prompt], int]

@@ -6,6 +6,8 @@ each time.
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +24,30 @@ _NAME_CODE = ("config.json", "tokenizer_config.json", "processor_config.json")
 def read_config(model: str, trust: bool = False) -> Any:
     """The configuration of a model. `trust`: its own code may be run, here and below. Raises
     UserError where it cannot be read, or needs code that is not trusted."""
-    try:
+    with _reading("config.json", model):
         return AutoConfig.from_pretrained(model, trust_remote_code=trust)
-    except Exception as error:
-        raise unreadable(model, "config.json", error) from error
 
 
 def load_tokenizer(model: str, trust: bool = False) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    try:
+    with _reading("tokenizer", model):
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust)
-    except Exception as error:
-        raise unreadable(model, "tokenizer", error) from error
 
 
 def without_memory(config: Any, trust: bool = False, attention: str | None = None) -> Any:
     """A model of this configuration with names and shapes alone. `attention`: a name that
     transformers knows, which the model must take; None for any."""
     chosen = {} if attention is None else {"attn_implementation": attention}
+    with _reading("model", config.name_or_path), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, **chosen)
+
+
+@contextmanager
+def _reading(what: str, model: str) -> Iterator[None]:
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust, **chosen)
-    except Exception as error:
-        raise unreadable(config.name_or_path, "model", error) from error
+        yield
+    except Exception as error:  # of transformers, of a tokenizer in Rust, of the model's own code
+        raise unreadable(model, what, error) from error
 
 
 def context_length(model: str, trust: bool = False) -> int:

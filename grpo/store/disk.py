@@ -6,20 +6,18 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 from grpo.console import Screen
 from grpo.errors import DiskFull
+from grpo.stop import pause
+
+T = TypeVar("T")
 
 # What goes away when somebody makes room, raises a quota or mounts the disk anew.
 PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _RETRY_S = 60.0
-_LOOK_S = 0.5  # how soon a stop is noticed
 _TINY = 256 * 1024  # bytes
-
-
-class Stop(Protocol):
-    def __call__(self) -> bool: ...
 
 
 class PatientDisk:
@@ -27,19 +25,18 @@ class PatientDisk:
     told to stop meanwhile tries once more, at once. After a wait in vain nothing waits any more:
     the run is about to end."""
 
-    def __init__(self, wait_minutes: float, screen: Screen, stop: Stop):
+    def __init__(self, wait_minutes: float, screen: Screen, stop: Callable[[], bool]):
         self._wait_s = 60 * wait_minutes
         self._screen = screen
         self._stop = stop
 
-    def write(self, what: str, write: Callable[[], object]) -> None:
-        """Calls `write`, again where it has failed. Raises DiskFull where the disk stays full, and
-        any other failure at once."""
+    def write(self, what: str, write: Callable[[], T]) -> T:
+        """What `write` returns; it is called again where it has failed. Raises DiskFull where the
+        disk stays full, and any other failure at once."""
         deadline = time.monotonic() + self._wait_s
         while True:
             try:
-                write()
-                return
+                return write()
             except (OSError, DiskFull) as error:
                 fault = as_disk_full(what, error)
                 if fault is None:
@@ -52,12 +49,7 @@ class PatientDisk:
                 f"{fault}\nThe run waits for it, {left_s / 60:.0f} more minutes at most "
                 "(disk.wait_minutes), and tries again every minute"
             )
-            self._sleep(min(_RETRY_S, left_s))
-
-    def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0 and not self._stop():
-            time.sleep(min(_LOOK_S, left))
+            pause(min(_RETRY_S, left_s), self._stop)
 
 
 def as_disk_full(what: str, error: OSError | DiskFull) -> DiskFull | None:

@@ -1,7 +1,7 @@
 """Whether all files of a checkpoint are as long as they were when it was written.
 
 A machine that dies, a copy that broke off or a full disk below a network file system leaves files
-that are there and too short: DeepSpeed then fails in every process, whichever command is given.
+that are there and too short: no resume gets past them, whichever command is given.
 """
 
 import json

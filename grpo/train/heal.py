@@ -1,18 +1,16 @@
 """When a run starts its workers anew, or goes back, by itself; and when it does not any more."""
 
-import time
 from functools import partial
 from pathlib import Path
 
-from grpo.config.lasting import DiskConfig, HealConfig
+from grpo.config.lasting import HealConfig
 from grpo.console import Screen
 from grpo.errors import Diverged, RunError, WorkerFault
-from grpo.stop import StopRequest
+from grpo.stop import StopRequest, pause
 from grpo.store import rollbacks
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.disk import PatientDisk
 
-_LOOK_S = 0.5  # how soon a stop is noticed
 _LONGEST_S = 600.0
 
 
@@ -25,13 +23,13 @@ class Restarts:
         folder: RunFolder,
         screen: Screen,
         stop: StopRequest,
-        disk: DiskConfig | None = None,
+        disk: PatientDisk,
     ):
         self.folder = folder
         self.origin: Path | None = None  # a checkpoint that the command began from, of any run
         self.screen = screen
         self.stop = stop
-        self.disk = PatientDisk((disk or DiskConfig()).wait_minutes, screen, stop)
+        self.disk = disk
         self.count = 0
         self.has_begun = False  # all workers have come up at least once
         self._config = config
@@ -61,10 +59,8 @@ class Restarts:
             f"{fault}\nThe run goes on from what is saved, with workers that are started anew, in "
             f"{wait_s:.0f} s ({self.so_far})"
         )
-        until = time.monotonic() + wait_s
-        while (left_s := until - time.monotonic()) > 0:
-            self.stop.check()
-            time.sleep(min(_LOOK_S, left_s))
+        pause(wait_s, self.stop)
+        self.stop.check()
 
     def admit(self, fault: WorkerFault, step: int) -> None:
         """Counts a restart of one worker or of all. Raises RunError where it is one too many, or
@@ -93,24 +89,23 @@ class Restarts:
                 f"{fault}.\nThe run has checkpoints of steps {', '.join(map(str, there))} only, "
                 "and trusts none of them: look at them, and go on with name=NAME --resume DIR"
             ) from fault
+        place = self.folder.rollbacks
         to = 0 if checkpoint is None else TrainState.load(checkpoint).step
         begins = "the start" if checkpoint is None else f"step {to}"
-        if any(earlier.to == to for earlier in rollbacks.read(self.folder.rollbacks)):
+        if any(earlier.to == to for earlier in rollbacks.read(place)):
             raise RunError(
                 f"{fault}.\nThe run has gone back to {begins} for such a fault before, so it needs "
                 "another recipe: first of all a lower learner.lr or learner.grad_clip, under "
                 f"another name=NAME" + (f" and with --resume {checkpoint}" if checkpoint else "")
             ) from fault
         self._spend(fault)
-        place = self.folder.rollbacks
         write = partial(rollbacks.record, place, step, to, str(fault), fault.groups)
-        self.disk.write("rollbacks", write)
-        made = rollbacks.read(place)[-1]
+        made = self.disk.write("rollbacks", write)
         left_out = ""
         if made.left_out:
             serials = ", ".join(map(str, made.left_out))
             left_out = f". From there on these prompts are left out: {serials}. Their answers are "
-            left_out += f"in {self.folder.rollbacks}"
+            left_out += f"in {place}"
         self.screen.warn(f"{fault}.\nThe run goes back to {begins}, once{left_out}")
         return checkpoint
 

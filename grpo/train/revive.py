@@ -5,11 +5,9 @@ from concurrent.futures import wait
 from grpo.config.recipe import Recipe
 from grpo.errors import Interrupted, WorkerFault
 from grpo.fleet.cluster import Call
-from grpo.fleet.engines import POLL_S, RolloutStream
+from grpo.fleet.engines import POLL_S, START_TIMEOUT_S, RolloutStream
 from grpo.train.heal import Restarts
 from grpo.train.opened import Opened
-
-_START_S = 1800.0
 
 
 class Revival:
@@ -47,13 +45,14 @@ class Revival:
         self._restarts.screen.note(f"step {step}: {', '.join(lost)} samples again")
 
     def _wait(self, calls: list[Call]) -> None:
-        left_s = _START_S
+        left_s = START_TIMEOUT_S
         while any(not call.future.done() for call in calls):
             if self._restarts.stop():
                 raise Interrupted
             if left_s <= 0:
                 names = ", ".join(call.worker.name for call in calls)
-                raise WorkerFault(f"{names} start", f"{names} did not start in {_START_S:.0f} s")
+                told = f"{names} did not start in {START_TIMEOUT_S:.0f} s"
+                raise WorkerFault(f"{names} start", told)
             wait([call.future for call in calls], timeout=POLL_S)
             left_s -= POLL_S
         for call in calls:

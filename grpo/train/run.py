@@ -13,6 +13,7 @@ from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
+from grpo.store.disk import PatientDisk
 from grpo.train.heal import Restarts
 from grpo.train.opened import open_run
 from grpo.train.resume import eval_path, go_back_to, knows_evaluation, starting_point
@@ -41,7 +42,8 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 "a new run with another name=NAME"
             )
         else:
-            restarts = Restarts(recipe.heal, folder, screen, stop, recipe.disk)
+            disk = PatientDisk(recipe.disk.wait_minutes, screen, stop)
+            restarts = Restarts(recipe.heal, folder, screen, stop, disk)
             if (
                 checkpoint is not None
                 and checkpoint.parent.resolve() != folder.checkpoints.resolve()
@@ -49,7 +51,7 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
                 restarts.origin = checkpoint
             while (fault := _attempt(recipe, checked.rows, checkpoint, restarts)) is not None:
                 checkpoint = restarts.after(*fault)
-                restarts.disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
+                disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
         _summary(folder, screen)
     return folder
 

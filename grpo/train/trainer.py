@@ -1,6 +1,7 @@
 """One run with everything open: step after step, and what is saved when it cannot go on."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Collapsed, DiskFull, Diverged, Interrupted, RunError, UserError
 from grpo.eval import run as evaluate
-from grpo.fleet.canary import Apart
 from grpo.fleet.weights import UpdateStats
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import COLLAPSED, RunFolder, TrainState
@@ -58,7 +58,6 @@ class Trainer:
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.checkpoint_s = 0.0  # of one that was written since the last step
         self.stood_still = False  # no optimizer step of the last step could be taken
-        self.apart: Apart | None = None  # by the last canary since the weights last moved
         self.policy_state: dict[str, Any] = {}  # of the policy update, after the last finished step
         self.unreported: Unreported | None = None
         self.restarts: Restarts | None = None  # of this command
@@ -77,7 +76,7 @@ class Trainer:
         self.guards.load_state_dict(state.extra.get("health", {}))
         self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
         parts.sync.update(state.policy_version)
-        self.apart = parts.sync.check_canary(self.recipe.model.dtype)
+        parts.sync.check_canary(self.recipe.model.dtype)
         self.cursor = parts.collector.cursor()
         self.saved_step = state.step
         if checkpoint.parent.resolve() == self.folder.checkpoints.resolve():
@@ -176,7 +175,7 @@ class Trainer:
         self.cursor = self.parts.collector.cursor(step)
         self.parts.policy_update.is_under_way = False
         self.stood_still = bool(learned.suspects) and not learned.optimizer_steps
-        self.policy_state, self.apart = self.parts.policy_update.state_dict(), None
+        self.policy_state = self.parts.policy_update.state_dict()
         metrics = learned.metrics | {
             "groups/sampled": float(len(groups.sampled)),
             "groups/used": float(len(groups.used)),
@@ -199,10 +198,10 @@ class Trainer:
         stats = sync.update(step)
         if not sync.canary_due(step):
             return stats, {}
-        self.apart = sync.check_canary(self.recipe.model.dtype)
+        apart = sync.check_canary(self.recipe.model.dtype)
         return stats, {
-            "sync/canary_max_abs": self.apart.largest,
-            "sync/canary_mean_abs": self.apart.mean,
+            "sync/canary_max_abs": apart.largest,
+            "sync/canary_mean_abs": apart.mean,
         }
 
     def report(self) -> list[Finding]:
@@ -309,15 +308,20 @@ class Trainer:
         further failure there is only a word, since the first one is what ends the run."""
         if self.parts.policy_update.is_under_way:
             return  # the learner's weights belong to no step
-        for part, save in (("the last step's metrics", self.report), ("a checkpoint", self.save)):
-            try:
-                if part == "a checkpoint" and self.progress.step > self.saved_step:
-                    # It may still be sending weights to an engine that is gone.
-                    busy_s = self.recipe.sync.timeout_s + _ANSWER_S
-                    self.parts.learner.answers_within(busy_s)
-                save()
-            except (RunError, UserError, OSError) as error:
-                self.screen.warn(f"{part} could not be saved: {error}")
+        self._try("the last step's metrics", self.report)
+        if self.progress.step > self.saved_step:
+            self._try("a checkpoint", self._save_once_the_learner_answers)
+
+    def _save_once_the_learner_answers(self) -> None:
+        """It may still be sending weights to an engine that is gone."""
+        self.parts.learner.answers_within(self.recipe.sync.timeout_s + _ANSWER_S)
+        self.save()
+
+    def _try(self, part: str, save: Callable[[], object]) -> None:
+        try:
+            save()
+        except (RunError, UserError, OSError) as error:
+            self.screen.warn(f"{part} could not be saved: {error}")
 
     def evaluate(self, due: bool) -> None:
         """Runs the recipe's suite on the rollout engines, once per step."""

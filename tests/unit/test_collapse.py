@@ -18,18 +18,15 @@ from grpo.config.health import HealthConfig
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Collapsed, Diverged
-from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
-from grpo.store.log import MetricsLog
 from grpo.train.collapse import CollapseGuards, Finding, diagnosis
 from grpo.train.failures import with_example
 from grpo.train.groups import Collected
-from grpo.train.opened import Opened
-from grpo.train.shadows import ShadowVerifiers
 from grpo.train.trainer import Progress, Trainer
 from grpo.train.unreported import Unreported
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 from tests.examples import examples
+from tests.unit.made_parts import opened
 
 CRASHED, TIMEOUT = "verdict/verifier crashed/share", "verdict/timeout/share"
 SIGNS = {  # by metric: its key, and a value that is a sign of it
@@ -343,27 +340,11 @@ def test_the_demo_raises_no_alarm():
 def trainer(tmp_path: Path, **health: Any) -> tuple[Trainer, StringIO]:
     part = Mock()
     part.policy_update.state_dict.return_value = {}
-    part.policy_update.skipped_in_a_row = 0
     part.policy_update.is_under_way = False
     part.num_not_finite.return_value = 0
     part.collector.cursor.return_value = {}
     folder, err = RunFolder(tmp_path), StringIO()
-    parts = Opened(
-        cluster=Mock(),
-        colocated=False,
-        tokenizer=part,
-        max_model_len=32,
-        stream=part,
-        verifier=part,
-        shadows=ShadowVerifiers({}, 1.0),
-        rollouts=part,
-        learner=part,
-        sync=part,
-        collector=part.collector,
-        policy_update=part.policy_update,
-        log=MetricsLog(folder.metrics),
-        board=NullBoard(),
-    )
+    parts = opened(tmp_path, part, collector=part.collector, policy_update=part.policy_update)
     config = {
         "name": "run",
         "model": {"path": "org/model"},

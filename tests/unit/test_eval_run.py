@@ -26,16 +26,15 @@ from grpo.eval.store import Answered, judged_by, read_answers
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.model_files import load_tokenizer
 from grpo.rollout.sampling import Sampling
-from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.disk import PatientDisk
-from grpo.store.log import MetricsLog, read_metrics
-from grpo.train.opened import Opened
+from grpo.store.log import read_metrics
 from grpo.train.run import _summary
 from grpo.train.trainer import Progress, Trainer
 from grpo.types import Group, Prompt, Response, Verdict, VersionSpan
 from grpo.verify import VERIFIERS
 from grpo.verify.fingerprint import fingerprint
+from tests.unit.made_parts import opened
 
 PROBLEMS = [("2+2", "4", "even"), ("2+3", "5", "odd"), ("3+3", "6", "even"), ("3+4", "7", "odd")]
 
@@ -459,21 +458,14 @@ def trainer(bench: Workbench, script: Script, step: int) -> Trainer:
     folder, stand_in, unused = RunFolder(bench.folder / "run"), cast(Any, script), cast(Any, None)
     folder.path.mkdir(exist_ok=True)
     collector, verifier, stop = Mock(), cast(Any, bench), cast(Any, lambda: bench.stopped)
-    parts = Opened(
-        cluster=Mock(),
-        colocated=False,
+    parts = opened(
+        folder.path,
+        unused,
         tokenizer=Letters(),
-        max_model_len=32,
-        stream=unused,
         verifier=verifier,
         shadows=unused,
         rollouts=stand_in,
-        learner=unused,
-        sync=unused,
         collector=collector,
-        policy_update=unused,
-        log=MetricsLog(folder.metrics),
-        board=NullBoard(),
     )
     made = Trainer(recipe, folder, Screen(), stop, parts)
     made.progress = Progress(step)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grpo import stop as stops
 from grpo.config.lasting import HealConfig
 from grpo.console import Screen
 from grpo.errors import Diverged, RunError, UserError, WorkerFault
 from grpo.stop import StopRequest
 from grpo.store import rollbacks
 from grpo.store.checkpoint import SKIPPED, RunFolder, TrainState
-from grpo.train import heal
+from grpo.store.disk import PatientDisk
 from grpo.train.heal import Restarts
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
 
@@ -24,16 +25,18 @@ DEAD = WorkerFault("rollout-0 sample", "rollout-0 died during sample")
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """No wait takes time."""
-    monkeypatch.setattr(heal.time, "sleep", lambda _: None)
+    monkeypatch.setattr(stops.time, "sleep", lambda _: None)
     now = iter(range(10**6))
-    monkeypatch.setattr(heal.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(stops.time, "monotonic", lambda: float(next(now)))
 
 
 def restarts(folder: Path, **config: Any) -> tuple[Restarts, StringIO]:
     told = StringIO()
     screen = Screen(StringIO(), told)
     settings = HealConfig.model_validate({"backoff_s": 2, **config})
-    made = Restarts(settings, RunFolder(folder), screen, StopRequest(screen))
+    stop = StopRequest(screen)
+    disk = PatientDisk(0, screen, stop)
+    made = Restarts(settings, RunFolder(folder), screen, stop, disk)
     made.has_begun = True
     return made, told
 

@@ -20,17 +20,15 @@ from grpo.eval import run as evaluate
 from grpo.eval.result import BenchmarkResult, save
 from grpo.eval.scores import Score
 from grpo.preflight.check import check_recipe
-from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
 from grpo.train.best import best_steps
 from grpo.train.groups import Collected
-from grpo.train.opened import Opened
 from grpo.train.resume import eval_path, knows_evaluation, starting_point
-from grpo.train.shadows import ShadowVerifiers
 from grpo.train.trainer import Progress, Trainer
 from grpo.train.unreported import Unreported
 from tests.examples import examples
+from tests.unit.made_parts import opened
 
 SUMS = {
     "name": "sums",
@@ -96,26 +94,16 @@ def run(under_test: Recipe, folder: Path, life: Life | None = None) -> str:
     """Begins the run, or goes on with it, until its end or its death; what it said."""
     said, part, run_folder = StringIO(), Mock(), RunFolder(folder)
     part.policy_update.state_dict.return_value = {}
-    part.policy_update.skipped_in_a_row = 0
     part.policy_update.is_under_way = False
     part.learner.num_not_finite.return_value = 0
     screen = Screen(said, said)
     checkpoint = starting_point(under_test, run_folder, screen, "auto")
-    parts = Opened(
-        cluster=Mock(),
-        colocated=False,
-        tokenizer=part,
-        max_model_len=32,
-        stream=part,
-        verifier=part,
-        shadows=ShadowVerifiers({}, 1.0),
-        rollouts=part,
+    parts = opened(
+        folder,
+        part,
         learner=part.learner,
-        sync=part,
         collector=part.collector,
         policy_update=part.policy_update,
-        log=MetricsLog(run_folder.metrics),
-        board=NullBoard(),
     )
     trainer = Scripted(under_test, run_folder, screen, part.stop, parts)
     part.stop.return_value = False

@@ -12,14 +12,12 @@ from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Diverged, Interrupted, RunError, WorkerFault
 from grpo.fleet.weights import UpdateStats
-from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
-from grpo.store.log import MetricsLog, read_metrics
+from grpo.store.log import read_metrics
 from grpo.train.groups import Collected
-from grpo.train.opened import Opened
-from grpo.train.shadows import ShadowVerifiers
 from grpo.train.trainer import Trainer
 from grpo.train.update import PolicyUpdate
+from tests.unit.made_parts import opened
 from tests.unit.test_skipped import Ill
 from tests.unit.test_step import group
 
@@ -60,21 +58,13 @@ class Scene:
         part.sync.update.return_value = UpdateStats(1.0, 8)
         part.sync.canary_due.return_value = False
         part.stop.check.side_effect = None
-        parts = Opened(
-            cluster=part,
-            colocated=False,
-            tokenizer=part,
-            max_model_len=32,
-            stream=part,
-            verifier=part,
-            shadows=ShadowVerifiers({}, 1.0),
-            rollouts=part,
+        parts = opened(
+            folder,
+            part,
             learner=learner,
             sync=part.sync,
             collector=part.collector,
             policy_update=PolicyUpdate(recipe, learner),
-            log=MetricsLog(self.folder.metrics),
-            board=NullBoard(),
         )
         screen = Screen(self.told, self.told)
         self.trainer = Trainer(recipe, self.folder, screen, part.stop, parts)

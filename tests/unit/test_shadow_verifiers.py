@@ -21,18 +21,17 @@ from grpo.data import PromptStream
 from grpo.errors import RunError, UserError
 from grpo.fleet.weights import UpdateStats
 from grpo.preflight.check import check_recipe
-from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
-from grpo.store.log import MetricsLog, read_metrics, write_rollouts
+from grpo.store.log import read_metrics, write_rollouts
 from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.train.metrics import group_metrics
-from grpo.train.opened import Opened
 from grpo.train.shadows import ShadowVerifiers, agreement
 from grpo.train.trainer import Trainer
 from grpo.train.update import Learned
 from grpo.types import Group, Prompt, Row, ScoredGroup, Verdict
 from tests.examples import examples
+from tests.unit.made_parts import opened
 from tests.unit.scripted import SIBLINGS, Engines, Judge, Script, Tokenizer
 from tests.unit.test_paid import answer
 
@@ -314,22 +313,7 @@ def step_of(tmp_path: Path, *shadows: str) -> tuple[dict[str, Any], str, list[di
         "logging": {"samples_every": 0},
     }
     folder, err = RunFolder(tmp_path), StringIO()
-    parts = Opened(
-        cluster=Mock(),
-        colocated=False,
-        tokenizer=part,
-        max_model_len=32,
-        stream=part,
-        verifier=part,
-        shadows=beside,
-        rollouts=part,
-        learner=part,
-        sync=part,
-        collector=part,
-        policy_update=part,
-        log=MetricsLog(folder.metrics),
-        board=NullBoard(),
-    )
+    parts = opened(tmp_path, part, shadows=beside)
     run = Trainer(Recipe.model_validate(config), folder, Screen(StringIO(), err), part, parts)
     for step in (1, 2):
         for group in groups:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
-from grpo.config.recipe import BuildConfig, Recipe, SyncConfig
+from grpo.config.recipe import Recipe, SyncConfig
 from grpo.errors import UserError
 from grpo.fleet.placement import Placement, place, share_for
 from grpo.fleet.start import engine_spec, needed_everywhere, start_workers
 from grpo.fleet.weights import WeightSync
-from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.memory import GIB, LearnerSetting, setting_of, share_beside
 from grpo.learner.model_files import buffers_to_load
+from tests.unit.small_models import small_model
 
 RECIPE = Recipe.model_validate(
     {
@@ -219,21 +219,6 @@ def test_weights_that_make_room_where_nothing_is_shared_are_refused():
 def changed(section: str, **keys: Any) -> Recipe:
     whole = RECIPE.model_dump()
     return Recipe.model_validate(whole | {section: whole[section] | keys})
-
-
-def small_model(folder: Path) -> Path:
-    config = BuildConfig(
-        alphabet="01",
-        layers=1,
-        hidden_size=32,
-        heads=1,
-        kv_heads=1,
-        intermediate_size=32,
-        context=64,
-    )
-    tokenizer = build_tokenizer(config)
-    save_pretrained(build_model(config, tokenizer, seed=1), tokenizer, folder)
-    return folder
 
 
 def test_an_engine_that_needs_more_than_an_update_brings_starts_with_its_files(
