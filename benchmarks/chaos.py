@@ -2,10 +2,11 @@
 happened to: `make chaos`.
 
     PYTHONPATH=. .venv/bin/python benchmarks/chaos.py [--rounds 200] [--only KIND ...]
-        [--work .chaos]
+        [--work .chaos] [--part 1/2]
 
 A round is a number: which fault and when follow from it. What is done already is not done again, so
-the same command goes on after a stop. A command that the fault ends is given again, after room is
+the same command goes on after a stop. With --part, several at a time share the rounds: the one that
+ends last shows them all. A command that the fault ends is given again, after room is
 made, until the run is finished. Then: is every step and every prompt there once, are the weights
 those of the undisturbed run to the last bit, is any process left, did anybody see a traceback?
 
@@ -324,12 +325,20 @@ def finish(rounds: Sequence[dict[str, Any]], work: Path) -> int:
     return 1 if wrong else 0
 
 
+def _part(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of several, such as 1/2")
+    return int(part), int(parts)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--only", nargs="+", choices=KINDS, help="rounds of these kinds alone")
+    parser.add_argument("--part", type=_part, default=(1, 1), help="which of how many, as 1/2")
     parser.add_argument("--work", type=Path, default=Path(".chaos"))
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -341,7 +350,8 @@ def main() -> int:
     done = {each["seed"] for each in rounds_of(file)}
     for seed in range(arguments.rounds):
         kind, _ = drawn(seed)
-        if seed in done or kind not in (arguments.only or KINDS):
+        part, parts = arguments.part
+        if seed in done or seed % parts != part - 1 or kind not in (arguments.only or KINDS):
             continue
         if no_mounts and "full disk" in kind:
             print(f"round {seed}: {kind}: left out, {no_mounts}", flush=True)
