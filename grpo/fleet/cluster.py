@@ -289,6 +289,12 @@ class Cluster:
         bundles = list(zip(places, wanted.bundles, strict=True))
         self._group = nodes.reserve(bundles, self._nodes)
 
+    @property
+    def machines(self) -> list[str]:
+        """Addresses of those that its workers run on, once they are reserved."""
+        used = {0} if self._seats is None else {*self._seats.engines, *self._seats.ranks}
+        return sorted({self._nodes[index].address for index in used})
+
     def check_shared(self, others: Mapping[Path, str]) -> None:
         """Raises UserError unless all machines that were reserved share the folder of the run, and
         have the `others`, each with what to do where one has not."""

@@ -16,8 +16,9 @@ from ray.exceptions import AuthenticationError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from grpo.errors import RunError, UserError
+from grpo.errors import RunError, UserError, WorkerFault
 from grpo.fleet.environment import RAY_ADDRESS, ray_address
+from grpo.fleet.log_tail import last_lines
 from grpo.fleet.places import check_places
 from grpo.stop import handlers_kept
 
@@ -168,7 +169,7 @@ def _listed(nodes: Sequence[Node]) -> str:
 
 def check_shared(nodes: Sequence[Node], folder: Path, others: Mapping[Path, str]) -> None:
     """Raises UserError unless every machine sees what the driver writes into `folder`, and has the
-    `others`, each with what to do where it is missing."""
+    `others`, each with what to do where it is missing; WorkerFault for one that does not answer."""
     token = folder / f".seen-by-all-{uuid4().hex[:8]}"
     token.write_text("written by the driver, to see whether every machine of the run has it\n")
     mends = {
@@ -186,10 +187,11 @@ def check_shared(nodes: Sequence[Node], folder: Path, others: Mapping[Path, str]
             try:
                 missing = ray.get(answer, timeout=_LOOK_S)
             except RayError as error:
-                raise RunError(
+                raise WorkerFault(  # lost a moment ago, and Ray had not noticed
+                    f"machine {node.address}",
                     f"the machine {node.address} does not run what Ray sends it "
                     f"({type(error).__name__}: {error}). Is the same environment, grpo included, "
-                    "installed there, and is the machine up?"
+                    "installed there, and is the machine up?",
                 ) from error
             if missing:
                 lost = Path(missing[0])
@@ -232,10 +234,3 @@ def tail(log: Path, lines: int, node: Node | None) -> str:
 def _from_here(log: Path, lines: int, why: str) -> str:
     read = last_lines(str(log), lines)
     return f"{read}\n({why})" if read else f"({why})"
-
-
-def last_lines(path: str, count: int) -> str:
-    """Of a text file; nothing where it is missing."""
-    file = Path(path)
-    lines = file.read_text(errors="replace").splitlines() if file.exists() else []
-    return "\n".join(lines[-count:])

@@ -1,5 +1,6 @@
 """When a run starts its workers anew, or goes back, by itself; and when it does not any more."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,9 +32,20 @@ class Restarts:
         self.stop = stop
         self.disk = disk
         self.count = 0
-        self.has_begun = False  # all workers have come up at least once
+        self.has_begun = False
         self._config = config
         self._last: tuple[str, int] | None = None
+        self._machines: set[str] = set()
+
+    def begun(self, machines: Sequence[str]) -> None:
+        """All workers have come up, on these machines."""
+        if lost := self._machines - set(machines):
+            self.screen.warn(
+                f"the run goes on without {', '.join(sorted(lost))}: its workers are on "
+                f"{', '.join(machines)} now"
+            )
+        self._machines = set(machines)
+        self.has_begun = True
 
     def after(self, fault: WorkerFault | Diverged, step: int) -> Path | None:
         """The checkpoint that the run goes on from; None: its start. `step`: the last finished one.

@@ -74,7 +74,7 @@ def _attempt(
                     trainer.begin()
                 else:
                     trainer.restore(checkpoint)
-            restarts.has_begun = True
+            restarts.begun(parts.cluster.machines)
             try:
                 trainer.run()
             finally:

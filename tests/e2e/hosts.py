@@ -129,9 +129,9 @@ class Hosts:
             found[int(pid)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
         return found
 
-    def kill(self) -> None:
-        """Both hosts lose their power: every process gets SIGKILL, until there is none."""
-        _kill_all_in(self._names)
+    def kill(self, *hosts: int) -> None:
+        """These hosts (none named: both) lose their power: SIGKILL to every process of theirs."""
+        _kill_all_in([self._names[host] for host in hosts or (0, 1)])
 
 
 def _namespaces() -> list[str]:

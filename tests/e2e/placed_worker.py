@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from grpo.fleet.cluster import _Host
-from grpo.fleet.nodes import last_lines
+from grpo.fleet.log_tail import last_lines
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
 
