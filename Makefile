@@ -97,6 +97,10 @@ attacks: $(STAMP) ## answer every problem at hand without solving it (DATA=FOLDE
 chaos: $(STAMP) ## 200 small runs to which one thing happens each, a table in .chaos/ (hours; goes on after a stop)
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/chaos.py $(ARGS)
 
+.PHONY: stops
+stops: $(STAMP) ## stop a small run by SIGTERM and SIGINT at every kind of moment, a table in .stops/ (an hour)
+	PYTHONPATH=. $(VENV)/bin/python benchmarks/stops.py $(ARGS)
+
 # Without a network these tests are skipped, and the next run tries again.
 $(THEIRS): tests/differential/requirements.txt $(STAMP)
 	$(UV) pip install -q --no-deps --target .differential --python $(VENV)/bin/python -r $< \
