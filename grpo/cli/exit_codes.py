@@ -23,6 +23,3 @@ def exit_codes(after_interrupt: str) -> Iterator[None]:
     except Interrupted as stopped:
         typer.echo(f"interrupted; {after_interrupt}", err=True)
         raise typer.Exit(128 + stopped.number) from None
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {after_interrupt}", err=True)
-        raise typer.Exit(130) from None

@@ -1,7 +1,6 @@
 """The `grpo` command. Heavy modules are imported by the command that needs them."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -203,13 +202,10 @@ def report(run: Annotated[Path, typer.Argument(help="a run folder")]) -> None:
             typer.echo(f"wrote {path}")
 
 
-def main() -> None:
+def start() -> None:
     _quieten()
     show_log()
-    try:
-        sys.exit(app())
-    except KeyboardInterrupt:  # before a command had begun to listen
-        sys.exit(130)
+    app()
 
 
 def _quieten() -> None:

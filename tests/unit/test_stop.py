@@ -214,3 +214,34 @@ open(sys.argv[2], "w").close()
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=60) == 0
     assert done.exists()
+
+
+_TOLD_WHILE_IMPORTING = """
+import os, sys
+
+module, number = sys.argv[1:]
+
+class Signal:
+    def find_spec(self, name, *_):
+        if name == module:
+            os.kill(os.getpid(), int(number))
+
+sys.meta_path.insert(0, Signal())
+from grpo.cli import main
+sys.argv = ["grpo", "doctor"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("module", ["typer", "torch"])
+def test_a_signal_that_comes_while_the_command_is_imported_is_no_traceback(
+    module: str, number: signal.Signals
+):
+    """typer is needed for every command, torch by some of them."""
+    told = subprocess.run(
+        [sys.executable, "-c", _TOLD_WHILE_IMPORTING, module, str(int(number))],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert told.returncode == 128 + number, told.stderr
+    assert "Traceback" not in told.stderr and "sys.meta_path" not in told.stderr
