@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -135,6 +136,7 @@ def handlers_kept() -> Iterator[None]:
     os.set_blocking(heard, False)
     os.set_blocking(hear, False)
     before = signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
+    report, sys.unraisablehook = sys.unraisablehook, _without_exits
     try:
         yield
     except SystemExit as ended:
@@ -147,10 +149,18 @@ def handlers_kept() -> Iterator[None]:
         for number in _put_back(old, heard):
             signal.raise_signal(number)
     finally:
+        sys.unraisablehook = report
         signal.set_wakeup_fd(before)
         _put_back(old, heard)
         os.close(heard)
         os.close(hear)
+
+
+def _without_exits(told: "sys.UnraisableHookArgs") -> None:
+    """A handler that raised where nothing can be raised, such as in a fork, is no news: the signal
+    itself was heard."""
+    if not isinstance(told.exc_value, SystemExit):
+        sys.__unraisablehook__(told)
 
 
 def _put_back(handlers: Mapping[signal.Signals, Any], heard: int) -> list[signal.Signals]:

@@ -49,6 +49,9 @@ def connect() -> None:
         _knock(address)
     # By default Ray's workers yield the CPU to every other process on the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Ray would start a worker for each core in advance, and wait for all of them. A run's own have
+    # environment variables, for which Ray starts new ones.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     # Ray's notices about itself, such as that token authentication is on, do not concern a run.
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:

@@ -3,6 +3,7 @@ says what to do."""
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -286,6 +287,25 @@ def sick(folder: Path, model: Path, illness: str, *overrides: str, mark: Path | 
         del os.environ["GRPO_TEST_SICK"], os.environ["GRPO_TEST_SICK_MARK"]
 
 
+def evaluated(folder: Path) -> subprocess.CompletedProcess[str]:
+    """What the run left, by the reward that it learns from; the figures are in folder/eval.json."""
+    changes = ["samples=2", "data.task.rows=8", "max_tokens=24", "verifier=even_length"]
+    return subprocess.run(
+        [
+            str(GRPO), "eval", str(folder / "run"), "--out", str(folder / "eval.json"),
+            "plugins=[tests.e2e.rewards]", *(f"benchmarks.0.{change}" for change in changes),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def accuracy(folder: Path) -> float:
+    told = evaluated(folder)
+    assert told.returncode == 0, told.stdout + told.stderr
+    (benchmark,) = json.loads((folder / "eval.json").read_text())
+    return benchmark["scores"]["avg@2"]["value"]
+
+
 @pytest.mark.full
 def test_a_step_whose_gradient_is_infinite_is_not_taken_and_the_run_goes_on(
     models: dict[str, Path], tmp_path: Path
@@ -308,6 +328,7 @@ def test_a_step_whose_gradient_is_infinite_is_not_taken_and_the_run_goes_on(
     assert "an optimizer step was not taken" in log and "(-inf)" in log
     assert latest(tmp_path) == 4, "what was healthy stays"
     assert "Traceback" not in log
+    assert 0.0 < accuracy(tmp_path) < 1.0
 
 
 @pytest.mark.full
@@ -321,6 +342,7 @@ def test_a_weight_that_is_nan_sends_the_run_back_to_its_last_checkpoint_once(
     assert "goes back to step 4, once" in run.text()
     assert "failed in" not in run.text(), "it is no fault of a worker"
     assert_same_end(tmp_path, undisturbed)
+    assert 0.0 < accuracy(tmp_path) == accuracy(undisturbed) < 1.0
 
 
 @pytest.mark.full
@@ -333,3 +355,5 @@ def test_a_learning_rate_of_1e25_ends_with_a_diagnosis_and_no_checkpoint(
     assert "goes back to the start, once" in log and "a lower learner.lr" in log
     assert "Traceback" not in log
     assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
+    told = evaluated(tmp_path)
+    assert told.returncode == 2 and "no checkpoint" in told.stderr, told.stdout + told.stderr

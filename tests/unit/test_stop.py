@@ -153,6 +153,27 @@ def test_a_signal_that_a_library_loses_is_not_lost():
     assert stopped.value.number == signal.SIGTERM
 
 
+class Grave:
+    """Whatever its destructor raises, Python prints and forgets."""
+
+    def __init__(self, error: BaseException):
+        self.error = error
+
+    def __del__(self) -> None:
+        raise self.error
+
+
+def test_an_exit_that_a_library_loses_is_not_printed_but_other_errors_are(capfd):
+    with pytest.raises(Interrupted), listening() as (stop, _), stop.at_once():
+        with handlers_kept():
+            signal.signal(signal.SIGTERM, lambda number, _: Grave(SystemExit(number)))
+            signal.raise_signal(signal.SIGTERM)
+            Grave(ValueError("broken"))
+        time.sleep(30)
+    told = capfd.readouterr().err
+    assert "broken" in told and "SystemExit" not in told
+
+
 def test_a_signal_that_came_before_the_library_took_them_over_counts_once():
     with listening() as (stop, told):
         with handlers_kept():
