@@ -10,6 +10,7 @@ from grpo.errors import UserError
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.facts import facts
 from grpo.store.log import read_metrics
+from grpo.store.origin import Origin, branch_point, place, record, recorded
 from grpo.train.fork import named_checkpoint
 
 
@@ -31,21 +32,49 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
     wanted = resolved(recipe)
     if folder.recipe.exists():
         _check_recipe(recipe, wanted, folder, screen, resume)
+    named = None
     if resume == "never":
         checkpoint = None
     elif resume == "auto":
-        checkpoint = folder.latest_checkpoint()
-        for damaged, why in folder.damaged_checkpoints().items():
-            screen.warn(f"{damaged} is damaged ({why}): the run does not go on from it")
+        checkpoint = _newest(recipe, folder, screen)
     else:
-        checkpoint = named_checkpoint(resume, recipe, folder, screen)
+        checkpoint = _reached_since(resume, folder, screen)
+        if checkpoint is None:
+            checkpoint = named = named_checkpoint(resume, recipe, folder, screen)
     folder.begin(wanted, facts())
     aside = go_back_to(checkpoint, folder, screen)
+    if named is not None:
+        record(folder, Origin(named, TrainState.load(named).step))
     if aside is not None and checkpoint is None:
         screen.warn(
             f"{folder.path} has no checkpoint that can be read, so the run starts again at step 0"
         )
     return checkpoint
+
+
+def _newest(recipe: Recipe, folder: RunFolder, screen: Screen) -> Path | None:
+    """Of the folder; or the other run's checkpoint that it began from, where it has none since."""
+    for damaged, why in folder.damaged_checkpoints().items():
+        screen.warn(f"{damaged} is damaged ({why}): the run does not go on from it")
+    own, origin = folder.latest_checkpoint(), branch_point(folder)
+    if origin is None or (own is not None and TrainState.load(own).step > origin.step):
+        return own
+    return named_checkpoint(str(origin.checkpoint), recipe, folder, screen)
+
+
+def _reached_since(named: str, folder: RunFolder, screen: Screen) -> Path | None:
+    """The folder's newest checkpoint, where the run was told before to go on from the named one,
+    and has got further: the same command once more."""
+    origin, own = recorded(folder), folder.latest_checkpoint()
+    if origin is None or own is None or Path(named).expanduser().resolve() != origin.checkpoint:
+        return None
+    if TrainState.load(own).step <= origin.step:
+        return None
+    screen.note(
+        f"the run has gone on from {origin.checkpoint} before, and goes on from {own} now; to go "
+        f"back there once more, delete {place(folder)}"
+    )
+    return own
 
 
 def go_back_to(checkpoint: Path | None, folder: RunFolder, screen: Screen) -> Path | None:

@@ -14,6 +14,7 @@ from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.disk import PatientDisk
+from grpo.store.origin import branch_point
 from grpo.train.heal import Restarts
 from grpo.train.opened import open_run
 from grpo.train.resume import eval_path, go_back_to, knows_evaluation, starting_point
@@ -44,11 +45,8 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
         else:
             disk = PatientDisk(recipe.disk.wait_minutes, screen, stop)
             restarts = Restarts(recipe.heal, folder, screen, stop, disk)
-            if (
-                checkpoint is not None
-                and checkpoint.parent.resolve() != folder.checkpoints.resolve()
-            ):
-                restarts.origin = checkpoint
+            if (origin := branch_point(folder)) is not None and origin.checkpoint.is_dir():
+                restarts.origin = origin.checkpoint
             while (fault := _attempt(recipe, checked.rows, checkpoint, restarts)) is not None:
                 checkpoint = restarts.after(*fault)
                 disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))

@@ -255,3 +255,62 @@ def test_the_file_of_a_rank_that_is_missing_or_cut_short_is_named(tmp_path, of_t
 def test_a_checkpoint_without_any_of_them_is_refused(tmp_path, of_two):
     shutil.rmtree(of_two / "zero")
     assert "it is no checkpoint" in refused(tmp_path, of_two)
+
+
+# --- the same command once more, as a scheduler gives it ---
+
+
+def again(tmp_path: Path, resume: str) -> tuple[Path | None, str]:
+    out = StringIO()
+    folder = RunFolder(tmp_path / "fork")
+    return starting_point(recipe(), folder, Screen(out, out), resume), " ".join(
+        out.getvalue().split()
+    )
+
+
+def test_the_same_resume_goes_back_once_and_then_goes_on(tmp_path, checkpoint):
+    fork(tmp_path, checkpoint)
+    reached = written(RunFolder(tmp_path / "fork"), recipe(), step=8)
+    found, noted = again(tmp_path, str(checkpoint))
+    assert found == reached and not (tmp_path / "fork" / "set_aside").exists()
+    assert f"gone on from {checkpoint} before" in noted
+    (tmp_path / "fork" / "resumed_from.json").unlink()
+    assert again(tmp_path, str(checkpoint))[0] == checkpoint, "as the note says"
+
+
+def test_it_goes_on_although_the_checkpoint_is_gone_since(tmp_path, checkpoint):
+    fork(tmp_path, checkpoint)
+    reached = written(RunFolder(tmp_path / "fork"), recipe(), step=8)
+    checkpoint.rename(tmp_path / "elsewhere")
+    assert again(tmp_path, str(checkpoint))[0] == reached
+
+
+def test_another_checkpoint_is_gone_back_to(tmp_path, owner, checkpoint):
+    fork(tmp_path, checkpoint)
+    written(RunFolder(tmp_path / "fork"), recipe(), step=8)
+    other = written(owner, recipe(name="first"), step=6)
+    assert again(tmp_path, str(other))[0] == other
+    assert again(tmp_path, str(other))[0] == other, "nothing was reached since"
+
+
+def test_a_run_that_was_begun_from_another_ones_checkpoint_begins_there_again(tmp_path, checkpoint):
+    """Without --resume, killed before it had a checkpoint of its own."""
+    fork(tmp_path, checkpoint)
+    assert again(tmp_path, "auto")[0] == checkpoint
+    reached = written(RunFolder(tmp_path / "fork"), recipe(), step=8)
+    assert again(tmp_path, "auto")[0] == reached
+
+
+def test_what_the_folder_had_before_is_no_place_to_go_on_from(tmp_path, checkpoint):
+    """Step 3 of its own did not lead to what it goes on from, step 5 of another run."""
+    written(RunFolder(tmp_path / "fork"), recipe(), step=3)
+    fork(tmp_path, checkpoint)
+    assert again(tmp_path, "auto")[0] == checkpoint
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"checkpoint": "x", "step": "y"}'])
+def test_a_damaged_note_of_where_a_run_was_begun_is_named(tmp_path, checkpoint, content: str):
+    fork(tmp_path, checkpoint)
+    (tmp_path / "fork" / "resumed_from.json").write_text(content)
+    with pytest.raises(UserError, match=r"resumed_from\.json cannot be read"):
+        again(tmp_path, "auto")
