@@ -3,7 +3,8 @@
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -24,7 +25,8 @@ class NullBoard:
 
 
 class WandbBoard:
-    """One wandb run, its files under `folder`/wandb. A resumed run continues the same one."""
+    """One wandb run, its files under `folder`/wandb. A resumed run continues the same one. When it
+    fails, it says so once by `warn` and shows nothing more: the run goes on."""
 
     def __init__(
         self,
@@ -33,10 +35,13 @@ class WandbBoard:
         name: str,
         config: dict[str, Any],
         folder: Path,
+        warn: Callable[[str], None],
     ):
         import wandb
 
         self.mode = mode
+        self._warn = warn
+        self._is_lost = False
         folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             mode=mode,
@@ -48,12 +53,35 @@ class WandbBoard:
             dir=folder,
             settings=wandb.Settings(silent=True, console="off"),
         )
+        # Its own step only ever rises: what a run takes again would be dropped.
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
+        self._tell(lambda: self._run.log({**metrics, "step": step}))
 
     def finish(self) -> None:
-        self._run.finish()
+        self._tell(self._run.finish)
+
+    def _tell(self, what: Callable[[], None]) -> None:
+        if self._is_lost:
+            return
+        try:
+            what()
+        except Exception as error:  # whatever it is: an onlooker is no reason to end a run
+            self._is_lost = True
+            self._warn(
+                f"wandb fails ({type(error).__name__}: {error}) and gets nothing more in this "
+                "command; metrics.jsonl has everything"
+            )
+            _forget_wandb()
+
+
+def _forget_wandb() -> None:
+    """Else it would print a traceback when Python ends."""
+    import wandb
+
+    with suppress(Exception):  # it fails as it did before, once and for all
+        wandb.teardown()
 
 
 def _board_id(path: Path) -> str:
@@ -81,10 +109,14 @@ def _has_wandb_key() -> bool:
 
 
 def open_board(
-    logging: LoggingConfig, name: str, config: dict[str, Any], folder: Path
+    logging: LoggingConfig,
+    name: str,
+    config: dict[str, Any],
+    folder: Path,
+    warn: Callable[[str], None],
 ) -> WandbBoard | NullBoard:
     """The board that `logging.wandb` asks for. auto: online where there is an API key and wandb's
-    server answers, else offline."""
+    server answers, else offline. Raises UserError where it does not start."""
     if logging.wandb == "off":
         return NullBoard()
     import wandb
@@ -94,10 +126,10 @@ def open_board(
         mode = "online" if _has_wandb_key() else "offline"
     mode = cast(Literal["online", "offline"], mode)
     try:
-        return WandbBoard(mode, logging.wandb_project, name, config, folder)
+        return WandbBoard(mode, logging.wandb_project, name, config, folder, warn)
     except wandb.Error as error:
         if mode == "online" and logging.wandb == "auto":
-            return WandbBoard("offline", logging.wandb_project, name, config, folder)
+            return WandbBoard("offline", logging.wandb_project, name, config, folder, warn)
         raise UserError(
             f"logging.wandb is {logging.wandb!r} but wandb does not start ({error}): "
             "log in with `wandb login`, or use logging.wandb=offline or off"

@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.data import PromptStream, load_rows
@@ -20,7 +19,7 @@ from grpo.learner.model_files import load_tokenizer
 from grpo.preflight.lora import describe as describe_lora
 from grpo.preflight.model import check_lengths, examine
 from grpo.preflight.room import room_for_checkpoints, shared_memory_warning
-from grpo.store.board import NullBoard, WandbBoard, open_board
+from grpo.store.board import NullBoard, WandbBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
 from grpo.store.rollbacks import left_out
@@ -57,7 +56,11 @@ class Opened:
 
 @contextmanager
 def open_run(
-    recipe: Recipe, rows: Sequence[Row] | None, folder: RunFolder, screen: Screen
+    recipe: Recipe,
+    rows: Sequence[Row] | None,
+    folder: RunFolder,
+    screen: Screen,
+    board: NullBoard | WandbBoard,
 ) -> Iterator[Opened]:
     """Starts every process and closes all of them again. `rows`: those of the data, where they
     have been read already."""
@@ -94,8 +97,6 @@ def open_run(
         collector = Collector(recipe, stream, rollouts, verifier, shadows, serials)
         stack.callback(collector.close)
         log = MetricsLog(folder.metrics)
-        board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path)
-        stack.callback(board.finish)
         yield Opened(
             cluster=cluster,
             tokenizer=tokenizer,

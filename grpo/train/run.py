@@ -1,10 +1,11 @@
 """`grpo train`: one run, from a recipe to a finished folder, through faults it mends."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from grpo.config.load import resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Diverged, WorkerFault
@@ -12,6 +13,7 @@ from grpo.eval import run as evaluate
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
+from grpo.store.board import NullBoard, WandbBoard, open_board
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.disk import PatientDisk
 from grpo.store.origin import branch_point
@@ -47,15 +49,33 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
             restarts = Restarts(recipe.heal, folder, screen, stop, disk)
             if (origin := branch_point(folder)) is not None and origin.checkpoint.is_dir():
                 restarts.origin = origin.checkpoint
-            while (fault := _attempt(recipe, checked.rows, checkpoint, restarts)) is not None:
-                checkpoint = restarts.after(*fault)
-                disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
+            with _board(recipe, folder, screen, stop) as board:
+                while fault := _attempt(recipe, checked.rows, checkpoint, restarts, board):
+                    checkpoint = restarts.after(*fault)
+                    disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
         _summary(folder, screen)
     return folder
 
 
+@contextmanager
+def _board(
+    recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest
+) -> Iterator[NullBoard | WandbBoard]:
+    """One for all attempts: it sees a single run, however often the workers are started anew."""
+    with stop.at_once():
+        board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path, screen.warn)
+    try:
+        yield board
+    finally:
+        board.finish()
+
+
 def _attempt(
-    recipe: Recipe, rows: Sequence[Row] | None, checkpoint: Path | None, restarts: Restarts
+    recipe: Recipe,
+    rows: Sequence[Row] | None,
+    checkpoint: Path | None,
+    restarts: Restarts,
+    board: NullBoard | WandbBoard,
 ) -> tuple[WorkerFault | Diverged, int] | None:
     """Runs to the end; or what kept it from that, and the last step that was finished."""
     folder, screen, stop = restarts.folder, restarts.screen, restarts.stop
@@ -63,7 +83,7 @@ def _attempt(
     try:
         with ExitStack() as opened:
             with stop.at_once():  # nothing is lost
-                parts = opened.enter_context(open_run(recipe, rows, folder, screen))
+                parts = opened.enter_context(open_run(recipe, rows, folder, screen, board))
                 trainer = Trainer(recipe, folder, screen, stop, parts)
                 trainer.restarts = restarts
                 if not parts.colocated:  # else the learner would have to make room first

@@ -10,6 +10,7 @@ from grpo.config.recipe import BuildConfig, Recipe
 from grpo.console import Screen
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.plugins import import_plugins
+from grpo.store.board import NullBoard
 from grpo.store.checkpoint import RunFolder
 from grpo.train import opened
 from grpo.types import Verdict
@@ -62,6 +63,6 @@ def test_the_runs_own_verifier_may_come_from_the_suites_plugins(tmp_path: Path, 
     monkeypatch.setattr(opened, "VerifierPool", Pool)
     monkeypatch.setattr(opened, "Cluster", lambda *_: nullcontext())
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(Judged), opened.open_run(recipe, None, folder, Screen()):
+    with pytest.raises(Judged), opened.open_run(recipe, None, folder, Screen(), NullBoard()):
         pass
     assert [verdict.reason for verdict in given] == ["correct"]

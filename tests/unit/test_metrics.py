@@ -174,7 +174,7 @@ def test_rollouts_without_advantages_store_null(tmp_path: Path) -> None:
 
 
 def test_no_board_takes_everything(tmp_path: Path) -> None:
-    board = open_board(LoggingConfig(wandb="off"), "demo", {}, tmp_path)
+    board = open_board(LoggingConfig(wandb="off"), "demo", {}, tmp_path, print)
     assert isinstance(board, NullBoard)
     board.log(1, {"a": 1.0})
     board.finish()
