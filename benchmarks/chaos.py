@@ -5,10 +5,12 @@ happened to: `make chaos`.
         [--work .chaos] [--part 1/2]
 
 A round is a number: which fault and when follow from it. What is done already is not done again, so
-the same command goes on after a stop. With --part, several at a time share the rounds: the one that
-ends last shows them all. A command that the fault ends is given again, after room is
+the same command goes on after a stop. A command that the fault ends is given again, after room is
 made, until the run is finished. Then: is every step and every prompt there once, are the weights
 those of the undisturbed run to the last bit, is any process left, did anybody see a traceback?
+
+With --part, several commands share the rounds, and the one that ends last shows them all. Start the
+second once the first has made its undisturbed run.
 
 Into the work folder go rounds.jsonl (a line a round), table.md, and the folders of the rounds that
 went wrong. Disks that fill up are mounted where nobody else sees them; without the right to mount,

@@ -136,7 +136,14 @@ def handlers_kept() -> Iterator[None]:
     os.set_blocking(heard, False)
     os.set_blocking(hear, False)
     before = signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
-    report, sys.unraisablehook = sys.unraisablehook, _without_exits
+    report = sys.unraisablehook
+
+    def report_errors(told: "sys.UnraisableHookArgs") -> None:
+        # A handler's exit where nothing can be raised, as in a fork: the signal itself was heard.
+        if not isinstance(told.exc_value, SystemExit):
+            report(told)
+
+    sys.unraisablehook = report_errors
     try:
         yield
     except SystemExit as ended:
@@ -154,13 +161,6 @@ def handlers_kept() -> Iterator[None]:
         _put_back(old, heard)
         os.close(heard)
         os.close(hear)
-
-
-def _without_exits(told: "sys.UnraisableHookArgs") -> None:
-    """A handler that raised where nothing can be raised, such as in a fork, is no news: the signal
-    itself was heard."""
-    if not isinstance(told.exc_value, SystemExit):
-        sys.__unraisablehook__(told)
 
 
 def _put_back(handlers: Mapping[signal.Signals, Any], heard: int) -> list[signal.Signals]:

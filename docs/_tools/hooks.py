@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 
 keys = importlib.import_module("keys")
 parts = importlib.import_module("parts")
-cli = importlib.import_module("grpo.cli.main")  # the package's own `main` is the function
+cli = importlib.import_module("grpo.cli.commands")  # the package's own `main` is the function
 
 FROM_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 REPOSITORY_FILE = re.compile(r"\]\((?!https?://|#|mailto:)(?P<to>[^)]+)\)")

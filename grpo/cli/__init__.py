@@ -6,22 +6,32 @@ from types import FrameType
 
 from grpo.errors import Interrupted
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def main() -> None:
-    """The `grpo` command. From its first moment on a signal ends it with 128 + its number, and
-    without a traceback; what has something to save listens to signals itself (`grpo.stop`)."""
+    """The `grpo` command. While it is imported, and wherever nobody else listens, a signal ends it
+    with 128 + its number and without a traceback; what has something to save listens to signals
+    itself (`grpo.stop`)."""
     for number in _ENDING:
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _interrupt)
+        signal.signal(number, _interrupt)
     try:
-        from grpo.cli.main import start  # takes a third of a second, in which signals come, too
+        from grpo.cli.commands import start  # takes a third of a second, in which signals come, too
 
         start()
     except Interrupted as stopped:
         sys.exit(128 + stopped.number)
+    finally:
+        _let_end()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    _let_end()
     raise Interrupted(number, at_once=True)
+
+
+def _let_end() -> None:
+    """From here on there is nothing to save: a further signal ends Python as it ends any program,
+    which a handler could not do in the middle of its last clean-up."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_DFL)

@@ -37,7 +37,7 @@ NAMES = (
     *PROXIES,
 )
 # Each machine has its own.
-OF_ONE_MACHINE = ("VLLM_HOST_IP", "VLLM_PORT")
+OF_ONE_MACHINE = ("VLLM_HOST_IP", "VLLM_PORT", "WANDB_SERVICE")
 # No worker needs them, and Ray writes what it is told of a process into its logs.
 SECRETS = ("_KEY", "_PASSWORD", "_SECRET", "_TOKEN")
 

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 _READ_BYTES = 1 << 18
-_NOTHING_ELSE = "(it ends with library warnings alone: nothing was said of the end)"
 # path/module.py:12: FutureWarning: …, with the line of source below it
-_PYTHON_WARNING = re.compile(r"^\S+:\d+: \w*Warning: ")
+_PYTHON_WARNING = re.compile(r"^(\([^)]*\) )?\S+:\d+: \w*Warning: ")
 # W1127 06:20:03.775000 5936 file.py:53] …, as glog and torch write it
-_TORCH_WARNING = re.compile(r"^(\[rank\d+\]:)?\[?[IW]\d{4} \d\d:\d\d:\d\d\.\d+ ")
+_TORCH_WARNING = re.compile(r"^(\([^)]*\) )?(\[rank\d+\]:)?\[?[IW]\d{4} \d\d:\d\d:\d\d\.\d+ ")
 
 
 def last_lines(path: str, count: int) -> str:
@@ -20,9 +19,7 @@ def last_lines(path: str, count: int) -> str:
     with file.open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - _READ_BYTES))
         lines = log.read().decode(errors="replace").splitlines()
-    told = without_warnings(lines)
-    if not told and lines:
-        return _NOTHING_ELSE
+    told = without_warnings(lines) or lines  # one of them may be all that was said of the end
     return "\n".join(told[-count:])
 
 

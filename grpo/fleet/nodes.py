@@ -133,9 +133,14 @@ def gpus_at(address: str) -> tuple[int, ...]:
         ray.shutdown()
 
 
+def forget_machines() -> None:
+    """What is known of the cluster may not hold any more."""
+    gpus_at.cache_clear()
+
+
 def reserve(bundles: Sequence[tuple[Node, int]], everywhere: Sequence[Node]) -> Any:
     """Keeps GPUs on machines, all of them or none: a placement group with a bundle for each entry.
-    Raises RunError where they do not come free."""
+    Raises WorkerFault where they do not come free, as on a machine that was lost a moment ago."""
     group = placement_group(
         [{"GPU": float(gpus)} for _, gpus in bundles],
         bundle_label_selector=[{_NODE_ID: node.id} for node, _ in bundles],
@@ -147,10 +152,11 @@ def reserve(bundles: Sequence[tuple[Node, int]], everywhere: Sequence[Node]) -> 
     for node, gpus in bundles:
         wanted.setdefault(node, []).append(str(gpus))
     needs = "; ".join(f"{' + '.join(gpus)} on {node.address}" for node, gpus in wanted.items())
-    raise RunError(
+    raise WorkerFault(
+        "the run's GPUs",
         f"the run's GPUs could not be had within {RESERVE_S:.0f} s: it needs {needs}, and the "
         f"cluster has {_listed(everywhere)}. Something else holds some of them: `ray status` says "
-        "how many are in use"
+        "how many are in use",
     )
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from grpo.config.recipe import LoggingConfig
@@ -76,6 +76,9 @@ class WandbBoard:
             _forget_wandb()
 
 
+Board = NullBoard | WandbBoard
+
+
 def _forget_wandb() -> None:
     """Else it would print a traceback when Python ends."""
     import wandb
@@ -114,23 +117,25 @@ def open_board(
     config: dict[str, Any],
     folder: Path,
     warn: Callable[[str], None],
-) -> WandbBoard | NullBoard:
+) -> Board:
     """The board that `logging.wandb` asks for. auto: online where there is an API key and wandb's
-    server answers, else offline. Raises UserError where it does not start."""
+    server answers, else offline, and none where that fails, too. Raises UserError where the one
+    that was asked for does not start."""
     if logging.wandb == "off":
         return NullBoard()
-    import wandb
-
-    mode = logging.wandb
-    if mode == "auto":
-        mode = "online" if _has_wandb_key() else "offline"
-    mode = cast(Literal["online", "offline"], mode)
-    try:
-        return WandbBoard(mode, logging.wandb_project, name, config, folder, warn)
-    except wandb.Error as error:
-        if mode == "online" and logging.wandb == "auto":
-            return WandbBoard("offline", logging.wandb_project, name, config, folder, warn)
+    modes: list[Any] = [logging.wandb]
+    if logging.wandb == "auto":
+        modes = ["online", "offline"] if _has_wandb_key() else ["offline"]
+    failure = ""
+    for mode in modes:
+        try:
+            return WandbBoard(mode, logging.wandb_project, name, config, folder, warn)
+        except Exception as error:  # wandb's own are of a dozen kinds
+            failure = f"{type(error).__name__}: {error}"
+    if logging.wandb != "auto":
         raise UserError(
-            f"logging.wandb is {logging.wandb!r} but wandb does not start ({error}): "
-            "log in with `wandb login`, or use logging.wandb=offline or off"
-        ) from error
+            f"logging.wandb is {logging.wandb!r} but wandb does not start ({failure}): log in with "
+            "`wandb login`, or use logging.wandb=offline or off"
+        )
+    warn(f"wandb does not start ({failure}): it gets nothing; metrics.jsonl has everything")
+    return NullBoard()

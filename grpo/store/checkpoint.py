@@ -247,8 +247,9 @@ class RunFolder:
         later = [
             path
             for folder in (self.rollouts, self.evaluations, self.checkpoints)
-            for path in folder.glob("step_*")
-            if (number := re.match(r"step_(\d+)", path.name)) and int(number[1]) > step
+            for pattern in ("step_*", ".replaced_step_*")
+            for path in folder.glob(pattern)
+            if (number := re.search(r"step_(\d+)", path.name)) and int(number[1]) > step
         ]
         rows = read_json_lines(self.metrics) if self.metrics.exists() else []
         if not later and all(row["step"] <= step for row in rows):

@@ -7,10 +7,12 @@ from pathlib import Path
 from grpo.config.lasting import HealConfig
 from grpo.console import Screen
 from grpo.errors import Diverged, RunError, WorkerFault
+from grpo.fleet.nodes import forget_machines
 from grpo.stop import StopRequest, pause
 from grpo.store import rollbacks
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.disk import PatientDisk
+from grpo.store.origin import Branch
 
 _LONGEST_S = 600.0
 
@@ -27,12 +29,12 @@ class Restarts:
         disk: PatientDisk,
     ):
         self.folder = folder
-        self.origin: Path | None = None  # a checkpoint that the command began from, of any run
+        self.branch: Branch | None = None
         self.screen = screen
         self.stop = stop
         self.disk = disk
         self.count = 0
-        self.has_begun = False
+        self.has_begun = False  # all workers have come up at least once
         self._config = config
         self._last: tuple[str, int] | None = None
         self._machines: set[str] = set()
@@ -55,14 +57,20 @@ class Restarts:
         if isinstance(fault, Diverged):
             return self._go_back(fault, step)
         self._start_anew(fault, step)
-        return self._of_this_branch(self.folder.latest_checkpoint())
+        return self._of_this_branch(fault, self.folder.latest_checkpoint())
 
-    def _of_this_branch(self, own: Path | None) -> Path | None:
-        """This checkpoint of the folder, or the one that the command began from where it is later:
-        what the folder has of earlier steps is not what led to it."""
-        if self.origin is None or own is None:
-            return own or self.origin
-        return max(self.origin, own, key=lambda path: TrainState.load(path).step)
+    def _of_this_branch(self, fault: RunError, own: Path | None) -> Path | None:
+        """This checkpoint of the folder, or the one that the run branched off from where it is
+        later. Raises RunError where that is gone."""
+        branch = self.branch
+        if branch is None or (own is not None and TrainState.load(own).step > branch.step):
+            return own
+        if not branch.is_there:
+            raise RunError(
+                f"{fault}\nThe run would go back to {branch.checkpoint}, where it was begun, which "
+                "is gone: bring it back, or go on from another one with --resume DIR"
+            ) from fault
+        return branch.checkpoint
 
     def _start_anew(self, fault: WorkerFault, step: int) -> None:
         self.admit(fault, step)
@@ -73,6 +81,7 @@ class Restarts:
         )
         pause(wait_s, self.stop)
         self.stop.check()
+        forget_machines()  # there may be fewer of them now
 
     def admit(self, fault: WorkerFault, step: int) -> None:
         """Counts a restart of one worker or of all. Raises RunError where it is one too many, or
@@ -94,7 +103,7 @@ class Restarts:
         """To the newest healthy checkpoint, once. Writes down that, and what is left out from
         there."""
         last = step - fault.distrusted
-        checkpoint = self._of_this_branch(self.folder.latest_healthy(last))
+        checkpoint = self._of_this_branch(fault, self.folder.latest_healthy(last))
         there = self.folder.checkpoint_steps()
         if checkpoint is None and there:  # the start would cost the whole run
             raise RunError(

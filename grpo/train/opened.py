@@ -1,6 +1,6 @@
 """Everything that a run has open, from its processes to its log."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from grpo.learner.model_files import load_tokenizer
 from grpo.preflight.lora import describe as describe_lora
 from grpo.preflight.model import check_lengths, examine
 from grpo.preflight.room import room_for_checkpoints, shared_memory_warning
-from grpo.store.board import NullBoard, WandbBoard
+from grpo.store.board import Board
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import MetricsLog
 from grpo.store.rollbacks import left_out
@@ -29,6 +29,7 @@ from grpo.train.update import PolicyUpdate
 from grpo.types import Row
 from grpo.verify.pool import VerifierPool
 
+OpenBoard = Callable[[], Board]
 # So many tokens that rounding averages out, from as many prompts as that may take.
 _CANARY_TOKENS = 128
 _CANARY_PROMPTS = 8
@@ -51,7 +52,7 @@ class Opened:
     policy_update: PolicyUpdate
     colocated: bool
     log: MetricsLog
-    board: NullBoard | WandbBoard
+    board: Board
 
 
 @contextmanager
@@ -60,7 +61,7 @@ def open_run(
     rows: Sequence[Row] | None,
     folder: RunFolder,
     screen: Screen,
-    board: NullBoard | WandbBoard,
+    board: OpenBoard,
 ) -> Iterator[Opened]:
     """Starts every process and closes all of them again. `rows`: those of the data, where they
     have been read already."""
@@ -111,7 +112,7 @@ def open_run(
             policy_update=PolicyUpdate(recipe, learner),
             colocated=placement.colocated,
             log=log,
-            board=board,
+            board=board(),
         )
 
 

@@ -10,7 +10,7 @@ from grpo.errors import UserError
 from grpo.store.checkpoint import RunFolder, TrainState
 from grpo.store.facts import facts
 from grpo.store.log import read_metrics
-from grpo.store.origin import Origin, branch_point, place, record, recorded
+from grpo.store.origin import branch_of, file_of, forget, record, recorded
 from grpo.train.fork import named_checkpoint
 
 
@@ -32,49 +32,60 @@ def starting_point(recipe: Recipe, folder: RunFolder, screen: Screen, resume: st
     wanted = resolved(recipe)
     if folder.recipe.exists():
         _check_recipe(recipe, wanted, folder, screen, resume)
-    named = None
+    if resume != "never":
+        for damaged, why in folder.damaged_checkpoints().items():
+            screen.warn(f"{damaged} is damaged ({why}): the run does not go on from it")
+    is_named = False
     if resume == "never":
         checkpoint = None
-    elif resume == "auto":
+    elif resume == "auto" or _has_gone_on_from(resume, folder, screen):
         checkpoint = _newest(recipe, folder, screen)
     else:
-        checkpoint = _reached_since(resume, folder, screen)
-        if checkpoint is None:
-            checkpoint = named = named_checkpoint(resume, recipe, folder, screen)
+        checkpoint, is_named = named_checkpoint(resume, recipe, folder, screen), True
     folder.begin(wanted, facts())
     aside = go_back_to(checkpoint, folder, screen)
-    if named is not None:
-        record(folder, Origin(named, TrainState.load(named).step))
-    if aside is not None and checkpoint is None:
-        screen.warn(
-            f"{folder.path} has no checkpoint that can be read, so the run starts again at step 0"
-        )
+    if is_named:
+        record(folder, resume)
+    if checkpoint is None:
+        forget(folder)
+        if aside is not None:
+            screen.warn(
+                f"{folder.path} has no checkpoint that can be read, so the run starts again at "
+                "step 0"
+            )
     return checkpoint
 
 
-def _newest(recipe: Recipe, folder: RunFolder, screen: Screen) -> Path | None:
-    """Of the folder; or the other run's checkpoint that it began from, where it has none since."""
-    for damaged, why in folder.damaged_checkpoints().items():
-        screen.warn(f"{damaged} is damaged ({why}): the run does not go on from it")
-    own, origin = folder.latest_checkpoint(), branch_point(folder)
-    if origin is None or (own is not None and TrainState.load(own).step > origin.step):
-        return own
-    return named_checkpoint(str(origin.checkpoint), recipe, folder, screen)
-
-
-def _reached_since(named: str, folder: RunFolder, screen: Screen) -> Path | None:
-    """The folder's newest checkpoint, where the run was told before to go on from the named one,
-    and has got further: the same command once more."""
+def _has_gone_on_from(directory: str, folder: RunFolder, screen: Screen) -> bool:
+    """Whether the run was told so before, and is somewhere on the way from there: the same command
+    once more."""
     origin, own = recorded(folder), folder.latest_checkpoint()
-    if origin is None or own is None or Path(named).expanduser().resolve() != origin.checkpoint:
-        return None
-    if TrainState.load(own).step <= origin.step:
-        return None
-    screen.note(
-        f"the run has gone on from {origin.checkpoint} before, and goes on from {own} now; to go "
-        f"back there once more, delete {place(folder)}"
-    )
-    return own
+    if origin is None or not origin.is_named(directory, folder):
+        return False
+    step = 0 if own is None else TrainState.load(own).step
+    if origin.branch is not None and step <= origin.branch.step:
+        branch = branch_of(folder)
+        return branch is not None and branch.is_there
+    if step > origin.named.step:
+        screen.note(
+            f"the run has gone on from {directory} before, and goes on from {own} now; to go back "
+            f"there once more, delete {file_of(folder)}"
+        )
+    return own is not None
+
+
+def _newest(recipe: Recipe, folder: RunFolder, screen: Screen) -> Path | None:
+    """Of the folder; or the one that its history branched off from, where it has none since."""
+    own, branch = folder.latest_checkpoint(), branch_of(folder)
+    if branch is None or (own is not None and TrainState.load(own).step > branch.step):
+        return own
+    if not branch.is_there:
+        raise UserError(
+            f"{folder.path} was begun from {branch.checkpoint} (step {branch.step}), which is "
+            "gone, and has no checkpoint since. Bring it back, or name another one with --resume "
+            f"DIR; to start at step 0, delete {file_of(folder)}"
+        )
+    return named_checkpoint(str(branch.checkpoint), recipe, folder, screen)
 
 
 def go_back_to(checkpoint: Path | None, folder: RunFolder, screen: Screen) -> Path | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from grpo.config.load import resolved
@@ -13,12 +13,12 @@ from grpo.eval import run as evaluate
 from grpo.plugins import import_plugins
 from grpo.preflight.check import check_recipe
 from grpo.stop import StopRequest
-from grpo.store.board import NullBoard, WandbBoard, open_board
+from grpo.store.board import Board, open_board
 from grpo.store.checkpoint import RunFolder, TrainState, run_folder
 from grpo.store.disk import PatientDisk
-from grpo.store.origin import branch_point
+from grpo.store.origin import branch_of
 from grpo.train.heal import Restarts
-from grpo.train.opened import open_run
+from grpo.train.opened import OpenBoard, open_run
 from grpo.train.resume import eval_path, go_back_to, knows_evaluation, starting_point
 from grpo.train.revive import Revival
 from grpo.train.trainer import Trainer
@@ -47,9 +47,8 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
         else:
             disk = PatientDisk(recipe.disk.wait_minutes, screen, stop)
             restarts = Restarts(recipe.heal, folder, screen, stop, disk)
-            if (origin := branch_point(folder)) is not None and origin.checkpoint.is_dir():
-                restarts.origin = origin.checkpoint
-            with _board(recipe, folder, screen, stop) as board:
+            restarts.branch = branch_of(folder)
+            with _one_board(recipe, folder, screen) as board:
                 while fault := _attempt(recipe, checked.rows, checkpoint, restarts, board):
                     checkpoint = restarts.after(*fault)
                     disk.write("run folder", partial(go_back_to, checkpoint, folder, screen))
@@ -58,16 +57,20 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
 
 
 @contextmanager
-def _board(
-    recipe: Recipe, folder: RunFolder, screen: Screen, stop: StopRequest
-) -> Iterator[NullBoard | WandbBoard]:
-    """One for all attempts: it sees a single run, however often the workers are started anew."""
-    with stop.at_once():
-        board = open_board(recipe.logging, recipe.name, resolved(recipe), folder.path, screen.warn)
-    try:
+def _one_board(recipe: Recipe, folder: RunFolder, screen: Screen) -> Iterator[OpenBoard]:
+    """Opened by the first attempt that gets so far, for all of them: it sees a single run, however
+    often the workers are started anew."""
+    with ExitStack() as stack:
+
+        @cache
+        def board() -> Board:
+            made = open_board(
+                recipe.logging, recipe.name, resolved(recipe), folder.path, screen.warn
+            )
+            stack.callback(made.finish)
+            return made
+
         yield board
-    finally:
-        board.finish()
 
 
 def _attempt(
@@ -75,7 +78,7 @@ def _attempt(
     rows: Sequence[Row] | None,
     checkpoint: Path | None,
     restarts: Restarts,
-    board: NullBoard | WandbBoard,
+    board: OpenBoard,
 ) -> tuple[WorkerFault | Diverged, int] | None:
     """Runs to the end; or what kept it from that, and the last step that was finished."""
     folder, screen, stop = restarts.folder, restarts.screen, restarts.stop

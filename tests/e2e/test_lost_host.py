@@ -21,8 +21,8 @@ LONGER = f"schedule.steps={STEPS}"
 
 @dataclass(frozen=True)
 class Story:
-    """code, told: of the run that lost a host. seconds: from the loss to its next step. here: the
-    folder of the run on one host"""
+    """code, told: of the run that lost a host. seconds: from the loss until it is under way again.
+    here: the folder of the run on one host"""
 
     here: Path
     there: Path
@@ -61,7 +61,8 @@ def story(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_a_run_that_lost_a_host_ends_well_in_the_same_command(story: Story):
     assert story.code == 0, story.told
     assert "Traceback" not in story.told, story.told
-    assert f"resumed after step {SAVED} " in story.told
+    # The host may have had the time for one step more.
+    assert any(f"resumed after step {step} " in story.told for step in (SAVED, SAVED + 2))
     assert story.seconds < 240, story.told
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.store.checkpoint import RunFolder
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.errors import UserError
 from grpo.eval.answers import read_stored
 from grpo.eval.result import load

@@ -63,6 +63,6 @@ def test_the_runs_own_verifier_may_come_from_the_suites_plugins(tmp_path: Path, 
     monkeypatch.setattr(opened, "VerifierPool", Pool)
     monkeypatch.setattr(opened, "Cluster", lambda *_: nullcontext())
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(Judged), opened.open_run(recipe, None, folder, Screen(), NullBoard()):
+    with pytest.raises(Judged), opened.open_run(recipe, None, folder, Screen(), NullBoard):
         pass
     assert [verdict.reason for verdict in given] == ["correct"]

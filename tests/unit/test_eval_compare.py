@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.eval.compare import Difference, compare

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.store import export as export_module
 from grpo.store.checkpoint import RunFolder, TrainState
 

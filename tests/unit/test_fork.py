@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.config.load import load_recipe, resolved
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
@@ -291,6 +291,66 @@ def test_another_checkpoint_is_gone_back_to(tmp_path, owner, checkpoint):
     other = written(owner, recipe(name="first"), step=6)
     assert again(tmp_path, str(other))[0] == other
     assert again(tmp_path, str(other))[0] == other, "nothing was reached since"
+
+
+def test_a_link_is_the_same_command_whatever_it_points_to_by_now(tmp_path, owner, checkpoint):
+    latest = owner.checkpoints / "latest"
+    assert again(tmp_path, str(latest))[0] == checkpoint
+    reached = written(RunFolder(tmp_path / "fork"), recipe(), step=8)
+    written(owner, recipe(name="first"), step=7)
+    assert again(tmp_path, str(latest))[0] == reached
+
+
+def test_a_run_that_went_back_below_the_named_checkpoint_goes_on_from_there(owner, checkpoint):
+    """A rollback has set the named one aside."""
+    screen, mine = Screen(StringIO(), StringIO()), recipe(name="first")
+    named = written(owner, mine, step=10)
+    assert starting_point(mine, owner, screen, str(named)) == named
+    owner.rewind(5)
+    assert starting_point(mine, owner, screen, str(named)) == checkpoint
+
+
+def test_a_folder_that_was_moved_is_still_its_own_run(tmp_path, owner, checkpoint):
+    screen, mine = Screen(StringIO(), StringIO()), recipe(name="first")
+    starting_point(mine, owner, screen, str(checkpoint))
+    moved = RunFolder(owner.path.rename(tmp_path / "moved"))
+    assert starting_point(mine, moved, screen, "auto") == moved.checkpoints / checkpoint.name
+
+
+def test_a_fork_that_goes_back_within_itself_is_still_a_fork(tmp_path, checkpoint):
+    """Its step 8 is damaged: what is before that is the other run's step 5, not its own step 3."""
+    folder = RunFolder(tmp_path / "fork")
+    written(folder, recipe(), step=3)
+    fork(tmp_path, checkpoint)
+    own = written(folder, recipe(), step=8)
+    assert again(tmp_path, str(own))[0] == own
+    (own / "state.json").write_text("")
+    found, noted = again(tmp_path, "auto")
+    assert found == checkpoint
+    assert f"{own} is damaged" in noted
+
+
+def test_a_run_that_begins_anew_is_no_fork_any_more(tmp_path, checkpoint):
+    fork(tmp_path, checkpoint)
+    (tmp_path / "fork" / "recipe.yaml").unlink()
+    assert again(tmp_path, "never")[0] is None
+    assert again(tmp_path, "auto")[0] is None
+
+
+def test_a_fork_whose_origin_is_gone_says_so(tmp_path, checkpoint):
+    fork(tmp_path, checkpoint)
+    checkpoint.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"was begun from .*step_000005 \(step 5\), which is gone"):
+        again(tmp_path, "auto")
+
+
+def test_what_a_crash_left_of_a_later_checkpoint_is_no_place_to_go_on_from(tmp_path, checkpoint):
+    """Between the two renames that replace a checkpoint its old form has another name."""
+    folder = RunFolder(tmp_path / "fork")
+    left = written(folder, recipe(), step=8)
+    left.rename(left.with_name(".replaced_step_000008"))
+    fork(tmp_path, checkpoint)
+    assert again(tmp_path, "auto")[0] == checkpoint
 
 
 def test_a_run_that_was_begun_from_another_ones_checkpoint_begins_there_again(tmp_path, checkpoint):

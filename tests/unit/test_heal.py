@@ -12,10 +12,12 @@ from grpo import stop as stops
 from grpo.config.lasting import HealConfig
 from grpo.console import Screen
 from grpo.errors import Diverged, RunError, UserError, WorkerFault
+from grpo.fleet import nodes
 from grpo.stop import StopRequest
 from grpo.store import rollbacks
 from grpo.store.checkpoint import SKIPPED, RunFolder, TrainState
 from grpo.store.disk import PatientDisk
+from grpo.store.origin import Branch
 from grpo.train.heal import Restarts
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict, VersionSpan
 
@@ -70,11 +72,51 @@ def test_a_dead_worker_sends_the_run_to_what_is_saved(tmp_path: Path):
 def test_a_run_that_began_from_another_ones_checkpoint_goes_back_to_that(tmp_path: Path):
     origin = save(tmp_path / "other", 8)
     made, _ = restarts(tmp_path / "run")
-    made.origin = origin
+    made.branch = Branch(origin, 8)
     assert made.after(DEAD, 9) == origin
     assert made.after(Diverged("not finite"), 9) == origin
     own = save(tmp_path / "run", 12)
     assert made.after(DEAD, 13) == own
+
+
+def test_where_a_run_was_begun_may_be_gone_once_it_has_a_checkpoint_of_its_own(tmp_path: Path):
+    made, _ = restarts(tmp_path)
+    made.branch = Branch(tmp_path / "gone", 5)
+    save(tmp_path, 3)  # of a history that did not lead here
+    with pytest.raises(RunError, match="where it was begun, which is gone"):
+        made.after(DEAD, 7)
+    own = save(tmp_path, 8)
+    assert made.after(DEAD, 9) == own
+    with pytest.raises(RunError, match="where it was begun, which is gone"):
+        made.after(Diverged("collapsed", distrusted=4), 9)
+
+
+def test_the_machines_that_a_run_has_lost_are_named(tmp_path: Path):
+    made, told = restarts(tmp_path)
+    made.begun(["10.0.0.1", "10.0.0.2"])
+    made.begun(["10.0.0.1", "10.0.0.2"])
+    assert told.getvalue() == ""
+    made.begun(["10.0.0.1"])
+    said = " ".join(told.getvalue().split())
+    assert "the run goes on without 10.0.0.2: its workers are on 10.0.0.1 now" in said
+
+
+def test_after_a_restart_the_gpus_are_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With one of two machines gone, engines and ranks may have to share what is left."""
+    address = "10.0.0.1:6379"
+    up = [nodes.Node("a", "10.0.0.1", 1), nodes.Node("b", "10.0.0.2", 1)]
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(nodes, "connect", lambda: None)
+    monkeypatch.setattr(nodes, "alive", lambda: list(up))
+    monkeypatch.setattr(nodes.ray, "shutdown", lambda: None)
+    nodes.forget_machines()
+    assert nodes.gpus_at(address) == (1, 1)
+    up.pop()
+    made, _ = restarts(tmp_path)
+    save(tmp_path, 6)
+    made.after(DEAD, 6)
+    assert nodes.gpus_at(address) == (1,)
+    nodes.forget_machines()
 
 
 def test_the_wait_doubles(tmp_path: Path):
@@ -166,7 +208,7 @@ def test_what_the_folder_has_of_an_earlier_step_than_the_named_checkpoint_is_ano
     origin = save(tmp_path / "other", 80)
     made, _ = restarts(tmp_path / "run")
     save(tmp_path / "run", 50)
-    made.origin = origin
+    made.branch = Branch(origin, 80)
     assert made.after(DEAD, 81) == origin
     assert made.after(Diverged("not finite"), 85) == origin
     own = save(tmp_path / "run", 90)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.config.data import DataConfig
 from grpo.data.stream import check_prompts, render
 from grpo.errors import UserError

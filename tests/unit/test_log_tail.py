@@ -34,8 +34,15 @@ def test_an_error_of_a_severe_kind_is_kept(tmp_path: Path):
     assert last_lines(written(tmp_path, WARNINGS + severe), 15) == severe
 
 
-def test_a_log_of_warnings_alone_says_so(tmp_path: Path):
-    assert "library warnings alone" in last_lines(written(tmp_path, WARNINGS), 15)
+def test_a_log_of_warnings_alone_shows_them(tmp_path: Path):
+    """One of them may be all that there is of a reason."""
+    told = last_lines(written(tmp_path, WARNINGS), 15)
+    assert told.splitlines() == WARNINGS.splitlines()
+
+
+def test_warnings_behind_the_name_of_a_process_are_left_out_too(tmp_path: Path):
+    prefixed = "".join(f"(EngineCore pid=12) {line}\n" for line in WARNINGS.splitlines()[2:4])
+    assert last_lines(written(tmp_path, f"{prefixed}Killed"), 15) == "Killed"
 
 
 def test_no_more_lines_than_asked_for_and_the_last_ones(tmp_path: Path):

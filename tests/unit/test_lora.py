@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.config.load import load_recipe, resolved
 from grpo.config.lora import LoraConfig
 from grpo.config.recipe import BuildConfig, ModelConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.errors import UserError
 from grpo.learner import policy
 from grpo.preflight import doctor, machine

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.errors import UserError
 from grpo.learner.base_model import local_model
 from grpo.learner.export import write_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.config.load import load_recipe
 from grpo.config.recipe import Recipe
 from grpo.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from grpo.cli.main import app
+from grpo.cli.commands import app
 from grpo.config import shipped as module
 from grpo.config.load import load_data, load_recipe, load_suite
 from grpo.config.shipped import find, first_comment, shipped
