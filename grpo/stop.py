@@ -136,16 +136,9 @@ def handlers_kept() -> Iterator[None]:
     os.set_blocking(heard, False)
     os.set_blocking(hear, False)
     before = signal.set_wakeup_fd(hear, warn_on_full_buffer=False)
-    report = sys.unraisablehook
-
-    def report_errors(told: "sys.UnraisableHookArgs") -> None:
-        # A handler's exit where nothing can be raised, as in a fork: the signal itself was heard.
-        if not isinstance(told.exc_value, SystemExit):
-            report(told)
-
-    sys.unraisablehook = report_errors
     try:
-        yield
+        with _lost_stops() as lost:
+            yield
     except SystemExit as ended:
         for number in _put_back(old, heard):
             if ended.code == number:  # half of the library is started
@@ -155,12 +148,32 @@ def handlers_kept() -> Iterator[None]:
     else:
         for number in _put_back(old, heard):
             signal.raise_signal(number)
+        for stop in lost:
+            raise stop
     finally:
-        sys.unraisablehook = report
         signal.set_wakeup_fd(before)
         _put_back(old, heard)
         os.close(heard)
         os.close(hear)
+
+
+@contextmanager
+def _lost_stops() -> Iterator[list[Interrupted]]:
+    """What handlers raise where nothing can be raised, such as in a fork: Python would only print
+    it. Exits of other handlers are no news, since their signals are heard."""
+    report, lost = sys.unraisablehook, list[Interrupted]()
+
+    def look_at(told: "sys.UnraisableHookArgs") -> None:
+        if isinstance(told.exc_value, Interrupted):
+            lost.append(told.exc_value)
+        elif not isinstance(told.exc_value, SystemExit):
+            report(told)
+
+    sys.unraisablehook = look_at
+    try:
+        yield lost
+    finally:
+        sys.unraisablehook = report
 
 
 def _put_back(handlers: Mapping[signal.Signals, Any], heard: int) -> list[signal.Signals]:

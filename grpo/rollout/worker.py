@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from grpo.rollout.engine import EngineSpec, engine_arguments
 from grpo.rollout.sampling import Sampling
 from grpo.rollout.stops import stop_tokens
 from grpo.types import Group, Prompt, Response, VersionSpan
+
+_LOOK_S = 1.0  # how soon a core that died over a call is noticed
 
 
 class RolloutWorker:
@@ -121,38 +124,54 @@ class RolloutWorker:
             for position, token in zip(scored[1:], token_ids[1:], strict=True)
         ]
 
+    async def _asked(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Waits for a call to vLLM's core. Raises EngineDeadError where the core dies over it: vLLM
+        itself would wait for its answer for ever."""
+        asked = asyncio.ensure_future(call)
+        try:
+            while not (await asyncio.wait({asked}, timeout=_LOOK_S))[0]:
+                if self._engine.errored:
+                    raise self._engine.dead_error
+            asked.result()
+        finally:
+            asked.cancel()
+
     async def pause(self) -> None:
         """Holds back new requests, freezes running ones and drops every cached key and value."""
         self._open.clear()
-        await self._engine.pause_generation(mode="keep", clear_cache=True)
+        await self._asked(self._engine.pause_generation(mode="keep", clear_cache=True))
 
     async def resume(self) -> None:
-        await self._engine.resume_generation()
+        await self._asked(self._engine.resume_generation())
         self._open.set()
 
     async def init_transfer(self, info: dict[str, Any]) -> None:
         """Joins the learner's transport; returns when both sides have met."""
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        await self._asked(
+            self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+        )
 
     async def start_update(self) -> None:
-        await self._engine.start_weight_update()
+        await self._asked(self._engine.start_weight_update())
 
     async def receive(self, info: dict[str, Any]) -> None:
         """Takes one chunk of weights; runs at the same time as the learner's send."""
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+        await self._asked(
+            self._engine.update_weights(WeightTransferUpdateRequest(update_info=info))
+        )
 
     async def finish_update(self, version: int) -> None:
-        await self._engine.finish_weight_update(weight_version=str(version))
+        await self._asked(self._engine.finish_weight_update(weight_version=str(version)))
         self._version = version
 
     async def sleep(self) -> None:
         """Frees the device memory of weights and cache (colocated placement)."""
         self._open.clear()
-        await self._engine.sleep(level=2)
+        await self._asked(self._engine.sleep(level=2))
 
     async def wake(self, part: str) -> None:
         """Takes device memory back: part is "weights" before an update, "kv_cache" after it."""
-        await self._engine.wake_up(tags=[part])
+        await self._asked(self._engine.wake_up(tags=[part]))
 
     async def stop(self) -> None:
         self._engine.shutdown()

@@ -175,6 +175,12 @@ def test_an_exit_that_a_library_loses_is_not_printed_but_other_errors_are(monkey
     assert told == ["broken"]
 
 
+def test_a_stop_that_is_lost_within_a_library_is_raised_behind_it():
+    with pytest.raises(Interrupted) as stopped, handlers_kept():
+        Grave(Interrupted(signal.SIGINT, at_once=True))
+    assert stopped.value.number == signal.SIGINT
+
+
 def test_a_signal_that_came_before_the_library_took_them_over_counts_once():
     with listening() as (stop, told):
         with handlers_kept():

@@ -1,0 +1,35 @@
+"""vLLM's core is a process of its own, which may die while the engine waits for its answer."""
+
+import os
+import time
+from pathlib import Path
+from signal import SIGKILL, SIGSTOP
+
+import psutil
+import pytest
+
+from grpo.errors import WorkerFault
+from grpo.fleet.cluster import Cluster, gather
+from tests.e2e.conftest import start_engines
+
+
+def cores() -> set[int]:
+    every = psutil.Process().children(recursive=True)
+    return {each.pid for each in every if "EngineCore" in " ".join(each.cmdline())}
+
+
+def test_a_call_whose_core_dies_over_it_fails_within_seconds(
+    cluster: Cluster, models: dict[str, Path]
+):
+    """It has taken the call, and vLLM itself would wait for its answer for ever."""
+    before = cores()
+    (engine,) = start_engines(cluster, models["tied"]).workers
+    (core,) = cores() - before
+    os.kill(core, SIGSTOP)
+    call = engine.call("pause")
+    time.sleep(2)
+    assert not call.future.done()
+    os.kill(core, SIGKILL)
+    with pytest.raises(WorkerFault, match="rollout-0 failed in pause: EngineDeadError"):
+        gather([call], 60)
+    engine.kill()
