@@ -45,7 +45,7 @@ class RolloutWorker:
         """Starts the engine; takes tens of seconds."""
         args = AsyncEngineArgs(**engine_arguments(self._spec))
         self._engine = AsyncLLM.from_engine_args(args)
-        await self._engine.update_weight_version("0")
+        await self._asked(self._engine.update_weight_version("0"))
         # vLLM hands over every token of every answer as objects of its own. The collector would
         # scan everything that was imported each time a few thousand have come, which is most of
         # what it costs to take them in. What is here now stays to the end.
