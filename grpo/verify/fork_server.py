@@ -77,7 +77,12 @@ class ForkServer:
         # Not by multiprocessing, which would run the caller's main script in it once more.
         arguments = [sys.executable, "-u", "-c", _START, str(handle), str(os.getpid()), *sys.path]
         with theirs:
-            self._process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, pass_fds=[handle])
+            self._process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                pass_fds=[handle],
+                start_new_session=True,  # Ctrl-C is the driver's to handle
+            )
         with suppress(OSError):  # it is gone, as `wait_ready` finds out
             self._control.send((name, options, plugins))
 

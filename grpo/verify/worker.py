@@ -34,6 +34,8 @@ _MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _REASON_CAP = 200
 _REAP_EVERY_S = 1.0
+# What reading and writing raise once the pool is closed, or its process is gone.
+_GONE = (EOFError, BrokenPipeError, ConnectionResetError)
 _PARSED_CAP = 10_000  # a verdict fits into the pipe's buffer, so sending it never blocks
 
 # What is built on a first answer is built before the fork, so that every worker has it. math: the
@@ -71,25 +73,35 @@ def run_fork_server(handle: int, driver_pid: int) -> None:
     which is killed with its whole process group and answered by its wait status.
     """
     _die_with_parent(driver_pid)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     control = Connection(handle)
-    name, options, plugins = control.recv()
+    try:
+        asked_for = control.recv()
+    except _GONE:
+        return
+    verifier = _warmed_up(*asked_for)
+    _adopt_orphans()
+    with suppress(*_GONE):
+        control.send("ready")
+        _serve(control, verifier)
+
+
+def _warmed_up(name: str, options: dict[str, Any], plugins: tuple[str, ...]) -> Verifier:
     verifier = load(name, options, plugins)
     for response, answer in _WARM_UP.get(name, ()):
         verifier(response, answer)
     if plugins:  # a plugin's verifier may well ask `math`
         for response, answer in _WARM_UP["math"]:
             VERIFIERS["math"](response, answer)
-    _adopt_orphans()
-    control.send("ready")
+    return verifier
+
+
+def _serve(control: Connection, verifier: Verifier) -> NoReturn:
+    """Ends by raising what says that nobody asks any more."""
     workers: set[int] = set()
     while True:
         while not control.poll(_REAP_EVERY_S):
             _reap_orphans(workers)
-        try:
-            command = control.recv()
-        except EOFError:  # the pool is closed, or its process is gone
-            return
+        command = control.recv()
         if command == "fork":
             pid = _fork(control, verifier)
             workers.add(pid)
@@ -146,8 +158,8 @@ def _work(pipe: Connection, verifier: Verifier, server_pid: int) -> NoReturn:
         while True:
             response, answer, facts = pipe.recv()
             pipe.send(judge(verifier, response, answer, facts))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        os._exit(0)  # the pool is closed
+    except _GONE:
+        os._exit(0)
     finally:
         os._exit(1)
 

@@ -21,6 +21,7 @@ from grpo.errors import RunError, UserError
 from grpo.types import Verdict
 from grpo.verify import fork_server as fork_server_module
 from grpo.verify import pool as pool_module
+from grpo.verify.fork_server import ForkServer
 from grpo.verify.pool import VerifierPool
 from grpo.verify.worker import judge
 from tests.examples import examples
@@ -197,6 +198,22 @@ def test_what_a_killed_worker_started_is_killed_with_it(hostile: VerifierPool, t
     (verdict,) = hostile.judge([f"child {marker}"], "x")
     assert verdict.reason == "timeout"
     assert until(lambda: is_gone(int(marker.read_text())))
+
+
+def test_a_fork_server_whose_pool_is_gone_before_it_is_ready_says_nothing(capfd):
+    """As where a run is stopped while it starts."""
+    server = ForkServer("exact", {}, ())
+    server._control.close()
+    assert server._process.wait(60) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_the_verifier(single: VerifierPool):
+    """It goes to the driver's whole process group."""
+    single.judge(["1"], "1")
+    server = single._fork_server
+    assert server is not None
+    assert os.getpgid(server._process.pid) != os.getpgid(0)
 
 
 def test_closing_cancels_what_is_not_judged_and_leaves_no_process():
