@@ -43,6 +43,10 @@ class Branch:
     checkpoint: Path
     step: int
 
+    def led_to(self, own: Path | None) -> bool:
+        """Whether this checkpoint of the run's folder is of the history that begins here."""
+        return own is not None and TrainState.load(own).step > self.step
+
     @property
     def is_there(self) -> bool:
         return (self.checkpoint / STATE_FILE).is_file()

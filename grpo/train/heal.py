@@ -63,7 +63,7 @@ class Restarts:
         """This checkpoint of the folder, or the one that the run branched off from where it is
         later. Raises RunError where that is gone."""
         branch = self.branch
-        if branch is None or (own is not None and TrainState.load(own).step > branch.step):
+        if branch is None or branch.led_to(own):
             return own
         if not branch.is_there:
             raise RunError(

@@ -62,11 +62,10 @@ def _has_gone_on_from(directory: str, folder: RunFolder, screen: Screen) -> bool
     origin, own = recorded(folder), folder.latest_checkpoint()
     if origin is None or not origin.is_named(directory, folder):
         return False
-    step = 0 if own is None else TrainState.load(own).step
-    if origin.branch is not None and step <= origin.branch.step:
-        branch = branch_of(folder)
-        return branch is not None and branch.is_there
-    if step > origin.named.step:
+    branch = branch_of(folder)
+    if branch is not None and not branch.led_to(own):
+        return branch.is_there
+    if own is not None and TrainState.load(own).step > origin.named.step:
         screen.note(
             f"the run has gone on from {directory} before, and goes on from {own} now; to go back "
             f"there once more, delete {file_of(folder)}"
@@ -77,7 +76,7 @@ def _has_gone_on_from(directory: str, folder: RunFolder, screen: Screen) -> bool
 def _newest(recipe: Recipe, folder: RunFolder, screen: Screen) -> Path | None:
     """Of the folder; or the one that its history branched off from, where it has none since."""
     own, branch = folder.latest_checkpoint(), branch_of(folder)
-    if branch is None or (own is not None and TrainState.load(own).step > branch.step):
+    if branch is None or branch.led_to(own):
         return own
     if not branch.is_there:
         raise UserError(

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ def test_steps_that_a_run_takes_again_are_shown_and_not_dropped(
         board.log(step, {"reward/mean": 0.25 * step})
     board.finish()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    deadline = time.monotonic() + 60
+    while len(logged_steps(file)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)  # wandb's own process still writes when its `finish` has returned
     assert logged_steps(file) == [1, 2, 1, 2]
     assert capfd.readouterr().err == ""
 
