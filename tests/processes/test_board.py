@@ -70,8 +70,7 @@ def logged_steps(file: Path) -> list[int]:
     """Of a .wandb file: 7 bytes, then records of a checksum, a length, a kind and a message."""
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     rest, steps = file.read_bytes()[7:], []
-    while len(rest) > 7:
-        length = int.from_bytes(rest[4:6], "little")
+    while len(rest) >= 7 + (length := int.from_bytes(rest[4:6], "little")) > 7:
         record = messages.Record.FromString(rest[7 : 7 + length])
         rest = rest[7 + length :]
         steps += [int(i.value_json) for i in record.history.item if list(i.nested_key) == ["step"]]
