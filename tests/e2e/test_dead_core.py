@@ -5,17 +5,17 @@ import time
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP
 
-import psutil
 import pytest
 
 from grpo.errors import WorkerFault
 from grpo.fleet.cluster import Cluster, gather
 from tests.e2e.conftest import start_engines
+from tests.e2e.test_faults import is_named
+from tests.e2e.test_run import relatives
 
 
 def cores() -> set[int]:
-    every = psutil.Process().children(recursive=True)
-    return {each.pid for each in every if "EngineCore" in " ".join(each.cmdline())}
+    return {pid for pid in relatives(os.getpid()) if is_named(pid, "EngineCore")}
 
 
 def test_a_call_whose_core_dies_over_it_fails_within_seconds(
