@@ -350,9 +350,9 @@ def main() -> int:
     usual = undisturbed(work)
     file = work / "rounds.jsonl"
     done = {each["seed"] for each in rounds_of(file)}
+    part, parts = arguments.part
     for seed in range(arguments.rounds):
         kind, _ = drawn(seed)
-        part, parts = arguments.part
         if seed in done or seed % parts != part - 1 or kind not in (arguments.only or KINDS):
             continue
         if no_mounts and "full disk" in kind:

@@ -4,6 +4,7 @@ They share the disk, as the machines of a cluster share theirs; each has a loopb
 ports of its own. Needs root and iproute2.
 """
 
+import fcntl
 import os
 import re
 import secrets
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -53,6 +55,9 @@ class Hosts:
         self._token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
     def __enter__(self) -> "Hosts":
+        # Ray's folder is one for all: two heads at one address are too many, wherever they are.
+        self._alone = (Path(tempfile.gettempdir()) / "grpo-hosts.lock").open("w")
+        fcntl.flock(self._alone, fcntl.LOCK_EX)
         _sweep()
         try:
             for name in self._names:
@@ -76,6 +81,7 @@ class Hosts:
         self.kill()
         for name in set(self._names) & set(_namespaces()):
             ip("netns", "delete", name)
+        self._alone.close()
 
     @property
     def ray_address(self) -> str:

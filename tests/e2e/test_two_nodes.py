@@ -39,7 +39,7 @@ def fake(request: pytest.FixtureRequest) -> Iterator[FakeNodes]:
         )
         started.add_node(**NODE)
         patch.setenv("RAY_ADDRESS", str(started.address))
-        nodes.gpus_at.cache_clear()
+        nodes.forget_machines()
         yield started
         started.shutdown()
     if other is not None:
