@@ -97,6 +97,10 @@ attacks: $(STAMP) ## answer every problem at hand without solving it (DATA=FOLDE
 chaos: $(STAMP) ## 200 small runs to which one thing happens each, a table in .chaos/ (hours; goes on after a stop)
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/chaos.py $(ARGS)
 
+.PHONY: real
+real: $(STAMP) ## train a real language model (SmolLM2-135M) on questions in words, accuracy before and after (an hour)
+	PATH="$(dir $(abspath $(UV))):$$PATH" PYTHONPATH=. $(VENV)/bin/python benchmarks/real.py $(ARGS)
+
 .PHONY: stops
 stops: $(STAMP) ## stop a small run by SIGTERM and SIGINT at every kind of moment, a table in .stops/ (an hour)
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/stops.py $(ARGS)

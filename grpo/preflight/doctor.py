@@ -7,6 +7,7 @@ import shutil
 import torch
 
 from grpo.preflight.machine import Cuda, Machine, cuda_fault, look, mend, packages, version_of
+from grpo.preflight.speed import examine_speed
 from grpo.verify.sandbox import level
 
 Fact = tuple[str, str]
@@ -14,7 +15,8 @@ _GIB = 1 << 30
 
 
 def examine() -> list[Fact]:
-    """(what, finding) rows. Tries the sandbox, which takes up to some seconds."""
+    """(what, finding) rows. Measures products of matrices and tries the sandbox, which
+    takes up to some seconds."""
     machine = look()
     return [
         ("python", platform.python_version()),
@@ -23,6 +25,7 @@ def examine() -> list[Fact]:
         ("CUDA", cuda(machine.cuda)),
         ("devices", _devices(machine.cuda)),
         ("attention over packed rows", attention()),
+        ("products of matrices", examine_speed()),
         ("CPU cores", str(len(os.sched_getaffinity(0)))),
         ("memory", f"{_memory() / _GIB:.1f} GiB"),
         ("shared memory", _free("/dev/shm")),

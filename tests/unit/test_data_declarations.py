@@ -14,7 +14,7 @@ from grpo.data.read import open_source
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "data").glob("*.yaml"))
-GENERATED = ["arithmetic", "countdown"]
+GENERATED = ["arithmetic", "countdown", "stories"]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from grpo.cli.commands import app
 from grpo.errors import UserError
 from grpo.learner import policy
-from grpo.preflight import doctor, machine
+from grpo.preflight import doctor, machine, speed
 from grpo.preflight.machine import (
     Cuda,
     Machine,
@@ -227,3 +227,20 @@ def test_the_doctor_says_what_the_learner_will_attend_with(
     found = {name: name for name in installed}
     monkeypatch.setattr(policy.importlib.util, "find_spec", found.get)
     assert doctor.attention() == said
+
+
+def test_the_doctor_advises_against_bfloat16_where_float32_is_clearly_faster():
+    slower = {"float32": 84e9, "bfloat16": 7e9}
+    assert speed.finding(slower) == (
+        "float32 84 GFLOP/s, bfloat16 7 GFLOP/s: bfloat16 is slower here, use model.dtype=float32"
+    )
+    faster = {"float32": 51_000e9, "bfloat16": 660_000e9}
+    assert speed.finding(faster) == "float32 51,000 GFLOP/s, bfloat16 660,000 GFLOP/s"
+    # Half the memory is worth a tenth of the speed.
+    assert "slower" not in speed.finding({"float32": 55e9, "bfloat16": 50e9})
+
+
+def test_what_was_measured_is_operations_of_a_product_per_second():
+    """2 n^3 operations: one for each product, one for each sum. No machine does less than a
+    million of them in a second, and no CPU a thousand times a million million."""
+    assert 1e6 < speed.multiplied(torch.float32) < 1e15

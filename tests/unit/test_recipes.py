@@ -22,7 +22,12 @@ from grpo.verify import VERIFIERS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "recipes").rglob("*.yaml"))}
-NOT_PUBLISHED = {"tiny_cpu", "qwen2p5_math_7b_lora_1gpu", "qwen2p5_1p5b_gsm8k_24gb"}
+NOT_PUBLISHED = {
+    "tiny_cpu",
+    "smollm2_135m_stories",
+    "qwen2p5_math_7b_lora_1gpu",
+    "qwen2p5_1p5b_gsm8k_24gb",
+}
 
 
 class Setting(NamedTuple):

@@ -1,0 +1,159 @@
+"""A real language model learns on two CPU cores: `make real`.
+
+    PYTHONPATH=. .venv/bin/python benchmarks/real.py [--seeds 0 1 2] [--work .real] [KEY=VALUE ...]
+
+Fetches SmolLM2-135M-Instruct (benchmarks/real_model.py says from where), trains it as
+recipes/smollm2_135m_stories.yaml says, once for each seed, and shows held-out accuracy before and
+after with its 95 % intervals: as the reward's verifier has it, and by a rule that shares nothing
+with it. That one asks for no mark and no form. It looks for the numbers, or the words of the
+question, that a response mentions: one alone must be there, and be right, so that neither a well
+formed guess nor a list of everything passes. A run that was stopped goes on, a finished one is only
+shown; KEY=VALUE changes the recipe.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from benchmarks.real_model import NotFetched, fetch
+from grpo.console import Screen, duration
+from grpo.eval.scores import Score, mean_score
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "smollm2-135m"
+RECIPE = ROOT / "recipes" / "smollm2_135m_stories.yaml"
+_TIMES = "minutes.json"
+
+
+def mentions_only(response: str, question: str, answer: str) -> bool:
+    """Whether the response mentions the answer and nothing else that could be it: no other number
+    where a number is asked for, else no other word of the question's people and lists."""
+    if answer.isdigit():
+        return set(re.findall(r"\d+", response)) == {answer}
+    said = set(re.findall(r"[A-Za-z]+", response))
+    return said & _candidates(question, answer) == {answer}
+
+
+def _candidates(question: str, answer: str) -> set[str]:
+    """The names of a question about people, the listed words of one about a list."""
+    people, _, listed = question.partition(" writes: ")
+    if listed:
+        return set(re.findall(r"[a-z]+", listed.partition(".")[0])) - {"and"}
+    return set(re.findall(r"\b([A-Z][a-z]+) (?:has|found|sold)\b", people)) - {"Who"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One evaluation by two rules: that of the reward, and `mentions_only`."""
+
+    step: int
+    rewarded: Score
+    mentioned: Score
+    by_kind: dict[str, float]
+
+
+def judged(evaluation: Path) -> Judged:
+    """An evaluation of a run, its answers judged once more."""
+    (found,) = json.loads(evaluation.read_text())["benchmarks"]
+    rows = pq.read_table(evaluation.parent / found["answers"]).to_pylist()
+    rewarded: dict[int, list[float]] = {}
+    mentioned: dict[int, list[float]] = {}
+    kinds: dict[str, list[float]] = {}
+    for row in rows:
+        question = row["problem"].rpartition("\n\n")[2]
+        right = mentions_only(row["response"], question, row["answer"])
+        rewarded.setdefault(row["serial"], []).append(row["reward"])
+        mentioned.setdefault(row["serial"], []).append(float(right))
+        kinds.setdefault(dict(row["labels"])["kind"], []).append(row["reward"])
+    return Judged(
+        int(re.findall(r"\d+", evaluation.stem)[-1]),
+        _mean("rewarded", rewarded),
+        _mean("mentioned", mentioned),
+        {kind: sum(rewards) / len(rewards) for kind, rewards in sorted(kinds.items())},
+    )
+
+
+def _mean(name: str, by_problem: dict[int, list[float]]) -> Score:
+    return mean_score(name, [[sum(marks) / len(marks) for marks in by_problem.values()]])
+
+
+def train(seed: int, model: Path, work: Path, changes: Sequence[str]) -> Path:
+    """The folder of a run that is finished. Exits as `grpo train` does where it fails."""
+    folder = work / "runs" / f"stories_{seed}"
+    told = [f"name={folder.name}", f"output={folder.parent}", f"seed={seed}", f"model.path={model}"]
+    began = time.monotonic()
+    grpo = Path(sys.executable).parent / "grpo"
+    ended = subprocess.run([grpo, "train", str(RECIPE), *told, *changes], check=False)
+    if ended.returncode:
+        raise SystemExit(ended.returncode)
+    times = folder / _TIMES
+    spent_s = json.loads(times.read_text()) if times.is_file() else []
+    times.write_text(json.dumps([*spent_s, round(time.monotonic() - began, 1)]))
+    return folder
+
+
+def show(folders: Sequence[Path], screen: Screen) -> None:
+    rows: list[tuple[str, ...]] = []
+    kinds: list[tuple[str, ...]] = []
+    for folder in folders:
+        # The first of these times is that of the training, those of finished runs are short.
+        spent_s = max(json.loads((folder / _TIMES).read_text()))
+        first, *_, last = sorted((folder / "eval").glob("step_*.json"))
+        before, after = judged(first), judged(last)
+        rows += [
+            (
+                folder.name,
+                rule,
+                _shown(start),
+                _shown(end),
+                f"{before.step} to {after.step}",
+                duration(spent_s),
+            )
+            for rule, start, end in (
+                ("the reward's", before.rewarded, after.rewarded),
+                ("mentions only the answer", before.mentioned, after.mentioned),
+            )
+        ]
+        kinds += [
+            (folder.name, kind, f"{before.by_kind[kind]:.3f}", f"{after.by_kind[kind]:.3f}")
+            for kind in before.by_kind
+        ]
+    columns = ("run", "rule", "before", "after", "steps", "training")
+    screen.table("held-out accuracy, 95 % intervals", columns, rows)
+    screen.table(
+        "by kind of question, the reward's rule", ("run", "kind", "before", "after"), kinds
+    )
+
+
+def _shown(score: Score) -> str:
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def main() -> None:
+    words = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=words[0], epilog=words[2], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--work", type=Path, default=ROOT / ".real")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
+    given = parser.parse_args()
+    screen = Screen()
+    try:
+        model = fetch(MODEL, given.work / MODEL)
+    except NotFetched as error:
+        raise SystemExit(f"{MODEL} cannot be fetched: {error}") from None
+    screen.note(f"{model}: {(model / 'origin.txt').read_text().strip()}")
+    show([train(seed, model, given.work, given.changes) for seed in given.seeds], screen)
+
+
+if __name__ == "__main__":
+    main()
