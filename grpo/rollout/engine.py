@@ -12,6 +12,8 @@ CPU_KV_CACHE_BYTES = 1 << 30
 CPU_BLOCK_SIZE = 32
 # A step of vLLM costs much beside what each of its tokens does; its default for a CPU is 128.
 CPU_MAX_SEQUENCES = 512
+# Set in every process of an engine that we start: vLLM may be at work here for others, too.
+OURS = "GRPO_ENGINE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ def engine_environment(threads: int | None = None, tensor_parallel: int = 1) -> 
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_CONFIGURE_LOGGING": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        OURS: "1",
     }
     if on_gpu():
         # CUDA IPC handles cross vLLM's own process boundary as pickles.

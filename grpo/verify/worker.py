@@ -23,6 +23,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grpo.parent import die_with_parent
 from grpo.plugins import import_plugins
 from grpo.registry import call
 from grpo.types import MOST_REWARD, Verdict
@@ -31,7 +32,7 @@ from grpo.verify import VERIFIERS
 Verifier = Callable[..., Verdict]  # see grpo/verify/registry.py
 
 _MEMORY_BYTES = 4 << 30  # that one worker may take on top of its imports
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _REASON_CAP = 200
 _REAP_EVERY_S = 1.0
 # What reading and writing raise once the pool is closed, or its process is gone.
@@ -72,7 +73,7 @@ def run_fork_server(handle: int, driver_pid: int) -> None:
     new worker, answered by its pid, or by 0 where the system gives no more processes; or a pid,
     which is killed with its whole process group and answered by its wait status.
     """
-    _die_with_parent(driver_pid)
+    die_with_parent(driver_pid)
     control = Connection(handle)
     try:
         asked_for = control.recv()
@@ -153,7 +154,7 @@ def _work(pipe: Connection, verifier: Verifier, server_pid: int) -> NoReturn:
     """What the fork server would do next is not for a worker, so this never returns."""
     try:
         os.setsid()  # what it starts is killed with it
-        _die_with_parent(server_pid)
+        die_with_parent(server_pid)
         _limit_memory()
         while True:
             response, answer, facts = pipe.recv()
@@ -195,16 +196,6 @@ def _reward(verdict: Any) -> float:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _die_with_parent(parent_pid: int) -> None:
-    """A parent killed with SIGKILL cannot stop its children; the kernel does. Elsewhere than on
-    Linux they notice the closed pipe after the answer that they are judging."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it died before the line above
-        os._exit(1)
 
 
 def _limit_memory() -> None:
