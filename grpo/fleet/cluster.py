@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import (
     ActorDiedError,
     GetTimeoutError,
+    OutOfMemoryError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -29,6 +30,7 @@ from grpo.errors import RunError, UserError, WorkerFault
 from grpo.fleet import nodes
 from grpo.fleet.bundles import Seats, Wanted, in_words, seat, spread
 from grpo.fleet.environment import passed_on
+from grpo.fleet.memory_words import out_of_memory
 from grpo.fleet.stragglers import Patience
 from grpo.learner.spec import LearnerSpec
 from grpo.plugins import WORKING_DIRECTORY, working_directory
@@ -178,6 +180,11 @@ class Call:
                 self._where,
                 f"{self.worker.name} died during {self.method}. The end of its log "
                 f"({self.worker.log}):\n{self.worker.log_tail()}",
+            ) from error
+        except OutOfMemoryError as error:
+            raise WorkerFault(
+                self._where,
+                f"{self.worker.name} was killed during {self.method}: {out_of_memory(str(error))}",
             ) from error
         except RayError as error:  # Ray itself has lost the worker's machine, or its own parts
             raise WorkerFault(
