@@ -89,25 +89,29 @@ def train(seed: int, model: Path, work: Path, changes: Sequence[str]) -> Path:
     """The folder of a run that is finished. Exits as `grpo train` does where it fails."""
     folder = work / "runs" / f"stories_{seed}"
     told = [f"name={folder.name}", f"output={folder.parent}", f"seed={seed}", f"model.path={model}"]
-    began = time.monotonic()
+    began, had = time.monotonic(), _size(folder / "metrics.jsonl")
     grpo = Path(sys.executable).parent / "grpo"
     ended = subprocess.run([grpo, "train", str(RECIPE), *told, *changes], check=False)
     if ended.returncode:
         raise SystemExit(ended.returncode)
-    times = folder / _TIMES
-    spent_s = json.loads(times.read_text()) if times.is_file() else []
-    times.write_text(json.dumps([*spent_s, round(time.monotonic() - began, 1)]))
+    if _size(folder / "metrics.jsonl") > had:  # else it was finished before
+        times = folder / _TIMES
+        spent_s = json.loads(times.read_text()) if times.is_file() else []
+        times.write_text(json.dumps([*spent_s, round(time.monotonic() - began, 1)]))
     return folder
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def show(folders: Sequence[Path], screen: Screen) -> None:
     rows: list[tuple[str, ...]] = []
     kinds: list[tuple[str, ...]] = []
     for folder in folders:
-        # The first of these times is that of the training, those of finished runs are short.
-        spent_s = max(json.loads((folder / _TIMES).read_text()))
-        first, *_, last = sorted((folder / "eval").glob("step_*.json"))
-        before, after = judged(first), judged(last)
+        spent_s = sum(json.loads((folder / _TIMES).read_text()))
+        evaluations = sorted((folder / "eval").glob("step_*.json"))
+        before, after = judged(evaluations[0]), judged(evaluations[-1])
         rows += [
             (
                 folder.name,
