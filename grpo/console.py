@@ -7,31 +7,27 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from grpo.progress import (
+    Display,
+    Lines,
+    PlainBar,
+    PlainSpell,
+    ProgressBar,
+    RichBar,
+    RichSpell,
+    Spell,
+    duration,
+)
 from grpo.types import ScoredGroup
 
-PLAIN_PROGRESS_EVERY_S = 10.0
 PROMPT_CHARACTERS = 400
 ANSWER_CHARACTERS = 1000
-
-
-class ProgressBar(Protocol):
-    def advance(self, n: int = 1) -> None: ...
-
-    def extend(self, n: int) -> None: ...
 
 
 class Screen:
@@ -45,7 +41,8 @@ class Screen:
     ):
         self._out = Console(file=out or sys.stdout, highlight=False, markup=False, emoji=False)
         self._err = Console(file=err or sys.stderr, highlight=False, markup=False, emoji=False)
-        self._clock = clock
+        self._lines = Lines(self.note, clock)
+        self._displays: list[Display] = []  # one within the other
 
     def step_line(
         self, step: int, steps: int, metrics: Mapping[str, float], eta_s: float | None = None
@@ -63,23 +60,41 @@ class Screen:
         self._print(self._out, line)
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[ProgressBar]:
-        """A bar with an ETA in a terminal; else a line every 10 s, none for shorter work."""
-        if not self._out.is_terminal:
-            plain = _PlainProgress(self.note, self._clock, title, total)
-            yield plain
-            plain.last_line()
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._out, transient=True) as progress:
-            yield _RichProgress(progress, title, total)
+    def progress(self, title: str, total: int, unit: str = "") -> Iterator[ProgressBar]:
+        """A bar with an ETA in a terminal; else a line where nothing was said for 10 s, and one at
+        the end of longer work. `unit`: what is counted."""
+        if self._out.is_terminal:
+            bar = RichBar(self._out, title, total, unit)
+        else:
+            bar = PlainBar(self._lines, title, total, unit)
+        with self._shown(bar):
+            yield bar
+        bar.last_line()
+
+    @contextmanager
+    def waiting(self, title: str, usual_s: float | None = None) -> Iterator[Spell]:
+        """Around work that has no parts to count: a spinner with the time in a terminal; else a
+        line where nothing was said for 10 s. `usual_s`: how long it takes as a rule."""
+        if self._out.is_terminal:
+            spell = RichSpell(self._out, title, usual_s)
+        else:
+            spell = PlainSpell(self._lines, title, usual_s)
+        with self._shown(spell):
+            yield spell
+
+    @contextmanager
+    def _shown(self, display: Display) -> Iterator[None]:
+        if self._displays:
+            self._displays[-1].stop()
+        self._displays.append(display)
+        try:
+            display.start()
+            yield
+        finally:
+            display.stop()
+            self._displays.remove(display)
+            if self._displays:
+                self._displays[-1].start()
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
         """`count` answers, of as many different prompts as there are, shortened in the middle."""
@@ -120,7 +135,9 @@ class Screen:
         self._print(self._out, Text(text))
 
     def warn(self, text: str) -> None:
-        self._print(self._err, Text(f"warning: {text}", "yellow"))
+        # What is drawn on a terminal makes room for lines of its own console only.
+        drawn = bool(self._displays) and self._out.is_terminal and self._err.is_terminal
+        self._print(self._out if drawn else self._err, Text(f"warning: {text}", "yellow"))
 
     def _plain_table(self, title: str, lines: list[list[str]], numeric: list[bool]) -> None:
         widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
@@ -140,53 +157,11 @@ class Screen:
             # soft_wrap: the terminal breaks long lines, so that copied text stays whole
             console.print(text if safe == text.plain else Text(safe), soft_wrap=True)
         else:
-            print(safe, file=console.file, flush=True)
-
-
-class _RichProgress:
-    def __init__(self, progress: Progress, title: str, total: int):
-        self._progress = progress
-        self._total = total
-        self._task = progress.add_task(title, total=total)
-
-    def advance(self, n: int = 1) -> None:
-        self._progress.advance(self._task, n)
-
-    def extend(self, n: int) -> None:
-        """There is more to do than was thought."""
-        self._total += n
-        self._progress.update(self._task, total=self._total)
-
-
-class _PlainProgress:
-    def __init__(
-        self, write: Callable[[str], None], clock: Callable[[], float], title: str, total: int
-    ):
-        self._write, self._clock, self._title, self._total = write, clock, title, total
-        self._done = 0
-        self._started_s = self._written_s = clock()
-
-    def advance(self, n: int = 1) -> None:
-        self._done += n
-        now_s = self._clock()
-        # The last one is written at the end, with the whole time.
-        if now_s - self._written_s < PLAIN_PROGRESS_EVERY_S or self._done >= self._total:
-            return
-        self._written_s = now_s
-        elapsed_s = now_s - self._started_s
-        left_s = elapsed_s / self._done * (self._total - self._done) if self._done else math.nan
-        self._write(f"{self._counted()} after {duration(elapsed_s)}, ETA {duration(left_s)}")
-
-    def extend(self, n: int) -> None:
-        self._total += n
-
-    def last_line(self) -> None:
-        if self._clock() - self._started_s >= PLAIN_PROGRESS_EVERY_S:
-            self._write(f"{self._counted()} in {duration(self._clock() - self._started_s)}")
-
-    def _counted(self) -> str:
-        share = f" ({self._done / self._total:.0%})" if self._total else ""
-        return f"{self._title}: {self._done}/{self._total}{share}"
+            # In one piece: another thread may write at the same time.
+            console.file.write(f"{safe}\n")
+            console.file.flush()
+        if console is self._out:
+            self._lines.heard()
 
 
 def _is_number(cell: str) -> bool:
@@ -195,20 +170,6 @@ def _is_number(cell: str) -> bool:
         re.fullmatch(r"[-+]?\d[\d,.]*(e[-+]?\d+)?( ?(%|[a-zA-Z]{1,3}))?|[-?]|nan|", cell)
         is not None
     )
-
-
-def duration(seconds: float) -> str:
-    """7.2s, 5m12s, 2h31m, 3d04h; ? for what is not known."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 59.95:
-        return f"{max(seconds, 0.0):.1f}s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def printable(text: str) -> str:

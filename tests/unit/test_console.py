@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo.console import Screen, duration
+from grpo.console import Screen
+from grpo.progress import duration
 from grpo.types import Group, Prompt, Response, Row, ScoredGroup, Verdict
 
 
