@@ -45,6 +45,7 @@ from grpo.learner.base_model import local_model
 from grpo.learner.model_files import context_length, load_tokenizer
 from grpo.plugins import import_plugins
 from grpo.rollout.engine import EngineSpec, on_gpu
+from grpo.rollout.outlook import Outlook, SoFar
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.rollout.stops import stop_tokens
 from grpo.stop import StopRequest
@@ -107,7 +108,8 @@ def run_suite(suite: SuiteConfig, bench: Bench) -> list[BenchmarkResult]:
 def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | None:
     longest = longest_prompt(config, bench.max_model_len)
     rows = benchmark_rows(config)
-    asked = eval_prompts(rows, config.data, bench.tokenizer, longest)
+    with bench.screen.waiting(f"eval {config.name}: prompts"):
+        asked = eval_prompts(rows, config.data, bench.tokenizer, longest)
     store = _store(config, asked, bench)
     with bench.verifiers.pool(config.verifier, config.judge_timeout_s) as verifier:
         waiting = _answers(config, asked, bench, store, verifier)
@@ -116,8 +118,9 @@ def run_benchmark(config: BenchmarkConfig, bench: Bench) -> BenchmarkResult | No
         groups = with_verdicts(config.name, waiting, bench.screen, bench.stop)
     if groups is None:
         return None
-    store.finish(groups)
-    return result_of(config.name, groups, relative(store.path, bench.out.parent))
+    with bench.screen.waiting(f"eval {config.name}: scores"):
+        store.finish(groups)
+        return result_of(config.name, groups, relative(store.path, bench.out.parent))
 
 
 def _store(config: BenchmarkConfig, prompts: Sequence[Prompt], bench: Bench) -> AnswerStore:
@@ -158,12 +161,12 @@ def _answers(
         return waiting
     sampling = Sampling(config.max_tokens, config.temperature, config.top_p)
     rollouts = bench.rollouts()
-    with bench.screen.progress(f"eval {config.name}", len(asked)) as bar:
-        bar.advance(len(waiting))
+    done = SoFar.of(_so_far(answered) for answered, _ in waiting)
+    total, outlook = len(asked) * config.samples, Outlook(config.max_tokens)
+    with bench.screen.progress(f"eval {config.name}", total, "answers") as bar:
 
-        def stop() -> bool:
-            bar.advance(0)  # a line of progress may be due though no group has finished
-            return bench.stop()
+        def watch(under_way: SoFar) -> None:
+            outlook.show(bar, total, SoFar.of((done, under_way)))
 
         try:
             for group in rollouts.sample(
@@ -171,14 +174,19 @@ def _answers(
                 config.samples,
                 sampling,
                 lambda prompt: group_seed(0, _EVAL_STEP, prompt.serial),
-                stop,
+                bench.stop,
+                watch=watch,
             ):
                 waiting.append(submit(_answered(group, config), verifier))
                 store.add(*waiting[-1])
-                bar.advance()
+                done = SoFar.of((done, _so_far(waiting[-1][0])))
         finally:
             store.flush()
     return waiting
+
+
+def _so_far(answered: Answered) -> SoFar:
+    return SoFar(len(answered.responses), sum(answered.lengths or ()))
 
 
 def _answered(group: Group, config: BenchmarkConfig) -> Answered:
@@ -344,13 +352,15 @@ def _engines_on_demand(
         )
         # One engine takes every core by itself; several share them.
         threads = None if count == 1 else max(1, len(os.sched_getaffinity(0)) // count)
-        cluster = opened.enter_context(Cluster(logs))
         several = "" if count == 1 else f"{count} times "
         screen.note(f"starting vLLM {several}on {model}; its log is in {logs}")
-        cluster.reserve(count, options.tensor_parallel, ranks=0)
-        cluster.check_shared(needed_everywhere(model, ()))
-        rollouts = RolloutPool(cluster.rollout_workers(spec, count, threads), _GROUP_TIMEOUT_S)
-        rollouts.start()
+        with screen.waiting("starting Ray") as spell:
+            cluster = opened.enter_context(Cluster(logs))
+            cluster.reserve(count, options.tensor_parallel, ranks=0)
+            cluster.check_shared(needed_everywhere(model, ()))
+            spell.say("loading the model into vLLM")
+            rollouts = RolloutPool(cluster.rollout_workers(spec, count, threads), _GROUP_TIMEOUT_S)
+            rollouts.start()
         return rollouts
 
     return start

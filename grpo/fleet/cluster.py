@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import suppress
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
@@ -192,6 +193,11 @@ class Call:
                 f"{self.worker.name} cannot be reached in {self.method}: "
                 f"{type(error).__name__}: {error}",
             ) from error
+
+    def answer(self) -> Any:
+        """The outcome of a finished call on which nothing depends; None where it failed."""
+        with suppress(RayError):
+            return self.future.result()
 
     @property
     def _where(self) -> str:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from grpo.errors import RunError, WorkerFault
 from grpo.fleet.cluster import Call, Worker, gather
 from grpo.fleet.stragglers import Patience
+from grpo.rollout.outlook import SoFar
 from grpo.rollout.sampling import Sampling
 from grpo.types import Group, Prompt
 
@@ -20,6 +21,7 @@ POLL_S = 0.5  # how soon a stop is noticed
 _MOST_ANSWERS = 4096
 # An engine that works ends its requests within a second; who stops has little time (stop.grace_s).
 ABORT_S = 5.0
+_ASK_S = 2.0  # between two questions to an engine how far it is
 _log = logging.getLogger(__name__)
 
 
@@ -51,9 +53,12 @@ class RolloutPool:
         sampling: Sampling,
         seed_of: Callable[[Prompt], int],
         stop: Callable[[], bool] = lambda: False,
+        *,
+        watch: Callable[[SoFar], None] = lambda so_far: None,
     ) -> Iterator[Group]:
         """Yields a group per prompt in the order in which they finish. What a failed engine was at
-        is sampled by the others.
+        is sampled by the others. `watch` hears now and then how far the groups are that have not
+        finished.
 
         Once `stop()` is true, running requests are aborted and nothing more is yielded. Raises
         WorkerFault if no group finishes within the pool's timeout.
@@ -65,6 +70,7 @@ class RolloutPool:
                 stream.abort()
                 return
             yield from stream.finished(POLL_S)
+            watch(SoFar.of(stream.so_far().values()))
             if len(stream.lost) == len(self.workers):
                 raise next(iter(stream.lost.values()))
 
@@ -105,6 +111,13 @@ class RolloutStream:
         self._busy = {worker.name: 0 for worker in workers}  # tokens in flight, at most
         self._sent = {worker.name: 0 for worker in workers}  # groups in flight
         self._running: dict[int, tuple[Call, Prompt]] = {}
+        self._keys: dict[int, tuple[int, int]] = {}  # (serial, seed) of what runs, by serial
+        # How far the engines are, by name: what each was asked and has not answered yet, what it
+        # said last, and who cannot say.
+        self._asked: dict[str, Call] = {}
+        self._said: dict[str, Mapping[tuple[int, int], SoFar] | None] = {}
+        self._mute: set[str] = set()
+        self._ask_at = 0.0
         self._lost: dict[str, WorkerFault] = {}
         self._done: SimpleQueue[Call] = SimpleQueue()
         self._patience = Patience("sample", workers[0].usual)
@@ -123,6 +136,7 @@ class RolloutStream:
     def found(self, name: str) -> None:
         """The engine has a new process, with the weights of the others."""
         del self._lost[name]
+        self._said.pop(name, None)
 
     def submit(self, prompts: Sequence[Prompt]) -> None:
         if not self.running:
@@ -159,6 +173,37 @@ class RolloutStream:
         self._send()
         return [group for group in settled if group is not None]
 
+    def so_far(self) -> dict[int, SoFar]:
+        """How far the groups are that engines have, by serial, as these said a few seconds ago at
+        most; those of which nothing is known yet are left out. Waits for no engine: what it answers
+        now is told the next time."""
+        for name, call in list(self._asked.items()):
+            if call.future.done():
+                del self._asked[name]
+                if call.worker in self._workers:  # else it was replaced meanwhile
+                    self._said[name] = call.answer()
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + _ASK_S
+            for worker in self._workers:
+                if self._sent[worker.name] and worker.name not in {*self._asked, *self._lost}:
+                    self._ask(worker)
+        there = [said for name, said in self._said.items() if said and name not in self._lost]
+        return {
+            serial: said[key] for serial, key in self._keys.items() for said in there if key in said
+        }
+
+    def _ask(self, worker: Worker) -> None:
+        """One that failed to answer is not asked again. Had it died, it would be lost by now."""
+        if self._said.get(worker.name, {}) is not None:
+            self._asked[worker.name] = worker.call("progress")
+        elif worker.name not in self._mute:
+            self._mute.add(worker.name)
+            _log.info(
+                "%s cannot say how far it is: its answers are counted a group at a time. See %s",
+                worker.name,
+                worker.log,
+            )
+
     def abort(self) -> None:
         """Aborts every running request; what they had sampled is lost. An engine that does not
         even do that is left to its end: who aborts wants to stop, and has steps to save first."""
@@ -171,6 +216,7 @@ class RolloutStream:
         except RunError as error:
             _log.warning("sampling could not be stopped, and ends with the engines: %s", error)
             self._running.clear()
+            self._keys.clear()
             return
         while self._running:
             for call in self._next_done(wait_s):
@@ -194,6 +240,7 @@ class RolloutStream:
         """The group of a call that has ended. None where its engine failed: the prompt is the next
         to be sent."""
         _, prompt = self._running.pop(id(call))
+        del self._keys[prompt.serial]
         self._busy[call.worker.name] -= self._most_tokens(prompt)
         self._sent[call.worker.name] -= 1
         try:
@@ -222,6 +269,7 @@ class RolloutStream:
             seed = self._seed_of(prompt)
             call = worker.call("sample", prompt, self._count, self._sampling, seed)
             self._running[id(call)] = call, prompt
+            self._keys[prompt.serial] = prompt.serial, seed
             call.when_done(self._done.put)
 
     def _most_tokens(self, prompt: Prompt) -> int:

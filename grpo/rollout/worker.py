@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,11 +20,22 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from grpo.rollout.engine import EngineSpec, engine_arguments
+from grpo.rollout.outlook import SoFar
 from grpo.rollout.sampling import Sampling
 from grpo.rollout.stops import stop_tokens
 from grpo.types import Group, Prompt, Response, VersionSpan
 
 _LOOK_S = 1.0  # how soon a core that died over a call is noticed
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """One that is under way: its answers that have ended, and their tokens."""
+
+    serial: int
+    seed: int
+    ended: int = 0
+    tokens: int = 0
 
 
 class RolloutWorker:
@@ -38,7 +51,8 @@ class RolloutWorker:
         )
         self._stop_token_ids = stop_tokens(spec.model, self._tokenizer.eos_token_id)
         self._open = asyncio.Event()
-        self._running: set[str] = set()
+        self._groups: set[_Group] = set()
+        self._running: dict[str, _Group] = {}  # by the request's name
         self._version = 0
 
     async def start(self) -> None:
@@ -56,26 +70,31 @@ class RolloutWorker:
     async def sample(self, prompt: Prompt, count: int, sampling: Sampling, seed: int) -> Group:
         """`count` answers to one prompt, each a request of its own with seed + its index."""
         await self._open.wait()
-        name = f"{prompt.serial}-{seed}"
-        responses = await asyncio.gather(
-            *(self._one(f"{name}-{i}", prompt, sampling, seed + i) for i in range(count))
-        )
+        group = _Group(prompt.serial, seed)
+        self._groups.add(group)
+        try:
+            responses = await asyncio.gather(
+                *(self._one(group, i, prompt, sampling) for i in range(count))
+            )
+        finally:
+            self._groups.discard(group)
         return Group(prompt, tuple(responses))
 
-    async def _one(self, name: str, prompt: Prompt, sampling: Sampling, seed: int) -> Response:
+    async def _one(self, group: _Group, index: int, prompt: Prompt, sampling: Sampling) -> Response:
+        name = f"{group.serial}-{group.seed}-{index}"
         params = SamplingParams(
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            seed=seed,
+            seed=group.seed + index,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
             stop_token_ids=self._stop_token_ids,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._running.add(name)
+        self._running[name] = group
         final: CompletionOutput | None = None
         version = self._version
         try:
@@ -83,8 +102,10 @@ class RolloutWorker:
             async for output in self._engine.generate(tokens, params, name):
                 final = output.outputs[0]
         finally:
-            self._running.discard(name)
+            del self._running[name]
         assert final is not None, f"vLLM ended request {name} without an output"
+        group.ended += 1
+        group.tokens += len(final.token_ids)
         return self._response(final, version)
 
     def _response(self, output: CompletionOutput, version: int) -> Response:
@@ -107,6 +128,19 @@ class RolloutWorker:
             versions=spans,
             text=self._tokenizer.decode(token_ids, skip_special_tokens=True),
         )
+
+    async def progress(self) -> dict[tuple[int, int], SoFar]:
+        """How far each group is that is under way, by its prompt's serial and its seed: an
+        evaluation counts its prompts from 0, too. Costs nothing while nobody asks."""
+        sampled: Counter[_Group] = Counter()  # by answers that have not ended
+        for state in self._engine.output_processor.request_states.values():
+            group = self._running.get(state.external_req_id)  # None: a sequence that is scored
+            if group is not None and state.detokenizer is not None:
+                sampled[group] += state.detokenizer.num_output_tokens()
+        return {
+            (group.serial, group.seed): SoFar(group.ended, group.tokens + sampled[group])
+            for group in self._groups
+        }
 
     async def abort(self) -> None:
         """Ends every running request; their groups come back with finish_reason "abort"."""

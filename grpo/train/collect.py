@@ -22,10 +22,12 @@ from grpo.console import Screen
 from grpo.data import PromptStream
 from grpo.errors import Interrupted
 from grpo.fleet.engines import POLL_S, RolloutPool, RolloutStream
+from grpo.rollout.outlook import Outlook, SoFar
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.train.groups import (
     Collected,
     PendingVerdicts,
+    mean_length,
     num_replaced,
     num_tokens,
     select_groups,
@@ -43,6 +45,7 @@ class _Pending:
 
     step: int
     prompts: dict[int, Prompt] = field(default_factory=dict)  # by serial
+    back: dict[int, SoFar] = field(default_factory=dict)  # groups on their way to verdicts, judged
     judged: list[ScoredGroup] = field(default_factory=list)
     stale_tokens: int = 0
     aborted_tokens: int = 0
@@ -50,6 +53,11 @@ class _Pending:
     @property
     def is_complete(self) -> bool:
         return len(self.judged) == len(self.prompts) > 0
+
+    def so_far(self, under_way: dict[int, SoFar]) -> SoFar:
+        """`under_way`: how far the groups are that engines have, by serial."""
+        there = under_way | self.back
+        return SoFar.of(there[serial] for serial in self.prompts if serial in there)
 
 
 class Collector:
@@ -84,12 +92,14 @@ class Collector:
         self._steps: dict[int, _Pending] = {}  # by step, until the step is finished
         self._step_of: dict[int, _Pending] = {}  # by serial
         self._version = self._asked = self._next = 0
+        self._under_way: dict[int, SoFar] = {}  # what the engines say of their groups, by serial
         self._rollout_s, self._rollout_tokens = 0.0, 0
         self._closing = False
         self._failure: Exception | None = None
         # Brings lost engines back while the driver waits for a step; None: it cannot be done.
         self.revive: Callable[[RolloutStream, int, int], None] | None = None
         self._feeder: threading.Thread | None = None
+        self._mean_length: float | None = None  # of the answers of the last step
 
     # --- the driver's thread ---
 
@@ -103,19 +113,21 @@ class Collector:
             self._feeder = threading.Thread(target=self._feed, name="rollout-feeder", daemon=True)
             self._feeder.start()
         self.ask(step)
-        done, total = 0, self._recipe.rollout.prompts
-        with screen.progress(f"step {step}: rollouts", total) as bar:
+        answers = self._recipe.rollout.prompts * self._recipe.rollout.group_size
+        outlook = Outlook(self._recipe.rollout.max_tokens, self._mean_length)
+        with screen.progress(f"step {step}: rollouts", answers, "answers") as bar:
             while not self.is_complete(step):
                 if stop():
                     self.close()
                     self._rollouts.abort()
                     raise Interrupted
                 self.bring_back(step, step - 1)
-                judged, taken = self._wait(step)
-                bar.extend(max(0, taken - total))
-                bar.advance(judged - done)
-                done, total = judged, max(taken, total)
-        return self.take(step, screen)
+                total, so_far = self._wait(step)
+                judging = so_far.ended == total and not self.is_complete(step)
+                outlook.show(bar, total, so_far, ", being judged" if judging else "")
+        collected = self.take(step, screen)
+        self._mean_length = mean_length(collected.sampled)
+        return collected
 
     def bring_back(self, step: int, version: int) -> None:
         """Revives the engines that were lost, if any were, while the learner has nothing to do;
@@ -184,13 +196,15 @@ class Collector:
         if self._feeder is not None:
             self._feeder.join()
 
-    def _wait(self, step: int) -> tuple[int, int]:
-        """(groups that are judged, prompts that were taken) after a change, or after a while."""
+    def _wait(self, step: int) -> tuple[int, SoFar]:
+        """After a change, or after a while: the answers that the step takes, and how far they are.
+        An answer of which nobody knows yet has not ended."""
         with self._changed:
             if not self.is_complete(step):
                 self._changed.wait(POLL_S)
             pending = self._steps.get(step, _Pending(step))
-            return len(pending.judged), len(pending.prompts)
+            prompts = max(len(pending.prompts), self._recipe.rollout.prompts)
+            return prompts * self._recipe.rollout.group_size, pending.so_far(self._under_way)
 
     # --- the feeder ---
 
@@ -210,6 +224,7 @@ class Collector:
         """Takes in what has come back, has it judged, and sends out what is due."""
         began, was_running = time.monotonic(), self._rollouts.running > 0
         back = self._rollouts.finished(VERDICT_POLL_S)
+        under_way = self._rollouts.so_far()
         again: list[Prompt] = []
         for group in back:
             if self._throw_away(group):
@@ -219,6 +234,7 @@ class Collector:
                 self._verdicts.add(group)
         scored = self._verdicts.finished(0 if self._rollouts.running else VERDICT_POLL_S)
         with self._changed:
+            self._under_way = under_way
             due = [*again, *self._file(scored), *self._open()]
             if was_running:
                 self._rollout_s += time.monotonic() - began
@@ -228,7 +244,7 @@ class Collector:
 
     def _throw_away(self, group: Group) -> bool:
         """Whether the group may not be learned from: its prompt is sampled once more, at once and
-        for the same step, and its tokens are lost."""
+        for the same step, and its tokens are lost. Else it is back."""
         with self._changed:
             pending = self._step_of[group.prompt.serial]
             if any(response.finish_reason == "abort" for response in group.responses):
@@ -238,6 +254,7 @@ class Collector:
             if any(span.version < pending.step - 1 - self._k for span in spans):
                 pending.stale_tokens += num_tokens(group)
                 return True
+            pending.back[group.prompt.serial] = SoFar(len(group.responses), num_tokens(group))
         return False
 
     def _file(self, scored: Sequence[ScoredGroup]) -> list[Prompt]:

@@ -125,6 +125,12 @@ def num_tokens(group: Group) -> int:
     return sum(len(response.token_ids) for response in group.responses)
 
 
+def mean_length(sampled: Sequence[ScoredGroup]) -> float:
+    """Tokens of an answer."""
+    answers = sum(len(scored.group.responses) for scored in sampled)
+    return sum(num_tokens(scored.group) for scored in sampled) / answers
+
+
 def num_replaced(recipe: Recipe, taken: int, fresh: Sequence[ScoredGroup]) -> int:
     """How many more prompts a step that has taken `taken` sends out for these judged groups."""
     if recipe.flat_groups.mode != "replace":

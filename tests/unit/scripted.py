@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo.rollout.outlook import SoFar
 from grpo.types import FinishReason, Group, Prompt, Response, Verdict, VersionSpan
 
 SIBLINGS = 2
@@ -77,6 +78,13 @@ class Engines:
         self.script.dice.shuffle(done)
         self.back_tokens += sum(len(r.token_ids) for group in done for r in group.responses)
         return done
+
+    def so_far(self) -> dict[int, SoFar]:
+        return {
+            serial: SoFar(0, SIBLINGS * spans[-1].end)
+            for serial, (_, spans) in self._waiting.items()
+            if spans
+        }
 
     def abort(self) -> None:
         self._waiting.clear()

@@ -1,8 +1,10 @@
 """Which prompts a step takes: flat groups are replaced, whatever the order in which they finish."""
 
 import random
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from grpo.config.recipe import Recipe
 from grpo.console import Screen
 from grpo.errors import Interrupted, RunError
+from grpo.rollout.outlook import Outlook, SoFar
 from grpo.train.collect import Collector
 from grpo.train.groups import Collected
 from grpo.types import Group, Prompt, Response, Row, Verdict
@@ -55,6 +58,9 @@ class Engines:
         done, self._waiting = self._waiting[:count], self._waiting[count:]
         return [self._group(prompt) for prompt in done]
 
+    def so_far(self) -> dict[int, SoFar]:
+        return {}
+
     def abort(self) -> None:
         self.aborted = True
         self._waiting = []
@@ -73,7 +79,7 @@ class Judge:
         return future
 
 
-def recipe(mode: str = "replace", wanted: int = 4, max_rounds: int = 10) -> Recipe:
+def recipe(mode: str = "replace", wanted: int = 4, max_rounds: int = 10, k: int = 0) -> Recipe:
     return Recipe.model_validate(
         {
             "name": "test",
@@ -81,6 +87,7 @@ def recipe(mode: str = "replace", wanted: int = 4, max_rounds: int = 10) -> Reci
             "data": {"name": "numbers", "path": "rows.jsonl"},
             "rollout": {"prompts": wanted, "group_size": 2},
             "flat_groups": {"mode": mode, "max_rounds": max_rounds},
+            "schedule": {"max_staleness": k},
         }
     )
 
@@ -168,3 +175,121 @@ def test_a_stop_aborts_what_is_under_way_and_leaves_the_step():
     with pytest.raises(Interrupted):
         collector.collect(1, Screen(StringIO(), StringIO()), lambda: engines.running == 4)
     assert engines.aborted and engines.running == 0
+
+
+# --- what is shown meanwhile ---
+
+
+class Watched(Screen):
+    """Keeps what its bar was told of answers and tokens."""
+
+    def __init__(self) -> None:
+        super().__init__(StringIO(), StringIO())
+        self.told: list[tuple[int, int, str]] = []
+
+    @contextmanager
+    def progress(self, title: str, total: int, unit: str = "") -> Iterator[Any]:
+        assert (title, total, unit) == ("step 1: rollouts", 8, "answers")
+        yield self
+
+    def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
+        self.told.append((done, total, detail.split(",")[0]))
+
+
+class Slow(Engines):
+    """Ends no group before `told` is what the screen was told last; `says` how far they are."""
+
+    def __init__(self, flat: set[int], screen: Watched, stages: list[Any]):
+        super().__init__(flat, random.Random(0))
+        self._screen = screen
+        self._stages = stages
+
+    def so_far(self) -> dict[int, SoFar]:
+        return self._stages[0][0] if self._stages else {}
+
+    def finished(self, wait_s: float) -> list[Group]:
+        """A stage is what the engines say, what the screen is to be told of it, and the serials
+        of the groups that end thereupon."""
+        if not self._stages or self._stages[0][1] not in self._screen.told:
+            return []
+        _, _, ended = self._stages.pop(0)
+        done = [prompt for prompt in self._waiting if prompt.serial in ended]
+        self._waiting = [prompt for prompt in self._waiting if prompt.serial not in ended]
+        return [self._group(prompt) for prompt in done]
+
+
+def shown(recipe: Recipe, flat: set[int], stages: list[Any]) -> None:
+    screen = Watched()
+    engines: Any = Slow(flat, screen, stages)
+    stream: Any = Prompts()
+    judge: Any = Judge()
+    collector = Collector(recipe, stream, engines, judge)
+    deadline = time.monotonic() + 60
+    try:
+        collector.collect(1, screen, lambda: time.monotonic() > deadline)
+    except Interrupted:
+        raise AssertionError(f"never told {stages[0][1]}, but {screen.told[-1]}") from None
+    finally:
+        collector.close()
+    assert not stages
+
+
+def test_answers_are_counted_before_their_group_is_whole():
+    """Four prompts with two answers each; a group that is back has two of one token."""
+    shown(
+        recipe("keep"),
+        set(),
+        [
+            ({}, (0, 8, "0 tokens"), set()),
+            ({0: SoFar(1, 7), 3: SoFar(0, 4)}, (1, 8, "11 tokens"), {0}),
+            ({3: SoFar(1, 9)}, (3, 8, "11 tokens"), {3, 1}),
+            ({2: SoFar(1, 1)}, (7, 8, "7 tokens"), {2}),
+        ],
+    )
+
+
+def test_a_prompt_in_the_place_of_a_flat_group_is_two_more_answers():
+    shown(
+        recipe(),
+        {1},
+        [
+            ({}, (0, 8, "0 tokens"), {0, 1, 2}),
+            ({3: SoFar(1, 5)}, (7, 10, "11 tokens"), {3}),
+            ({4: SoFar(1, 5)}, (9, 10, "13 tokens"), {4}),
+        ],
+    )
+
+
+def test_what_is_sampled_ahead_for_later_steps_does_not_count():
+    """Serials 4 to 7 are those of step 2."""
+    shown(
+        recipe("keep", k=1),
+        set(),
+        [
+            ({1: SoFar(1, 3), 4: SoFar(2, 50), 6: SoFar(1, 9)}, (1, 8, "3 tokens"), {0, 4}),
+            ({1: SoFar(1, 3)}, (3, 8, "5 tokens"), {1, 2, 3}),
+        ],
+    )
+
+
+def test_the_last_steps_answers_say_how_long_this_steps_will_be(monkeypatch: pytest.MonkeyPatch):
+    """Every answer has one token."""
+    known: list[float | None] = []
+
+    class Noted(Outlook):
+        def __init__(self, max_tokens: int, mean: float | None = None):
+            super().__init__(max_tokens, mean)
+            known.append(mean)
+
+    monkeypatch.setattr("grpo.train.collect.Outlook", Noted)
+    engines: Any = Engines(set(), random.Random(0))
+    stream: Any = Prompts()
+    judge: Any = Judge()
+    collector = Collector(recipe("keep"), stream, engines, judge)
+    try:
+        for step in (1, 2):
+            collector.collect(step, Screen(StringIO(), StringIO()), lambda: False)
+            collector.finish(step)
+    finally:
+        collector.close()
+    assert known == [None, 1.0]

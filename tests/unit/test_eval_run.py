@@ -25,6 +25,7 @@ from grpo.eval.run import Bench, EngineOptions, VerifierPools, run_suite, weight
 from grpo.eval.store import Answered, judged_by, read_answers
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.model_files import load_tokenizer
+from grpo.rollout.outlook import SoFar
 from grpo.rollout.sampling import Sampling
 from grpo.store.checkpoint import RunFolder
 from grpo.store.disk import PatientDisk
@@ -71,6 +72,8 @@ class Script:
         sampling: Sampling,
         seed_of: Callable[[Prompt], int],
         stop: Callable[[], bool] = lambda: False,
+        *,
+        watch: Callable[[SoFar], None] = lambda so_far: None,
     ) -> Iterator[Group]:
         for prompt in reversed(prompts):  # groups come in the order in which they finish
             if stop():
@@ -427,18 +430,40 @@ def test_gpus_on_one_side_alone_are_refused_as_a_run_refuses_them(
             options.count()
 
 
-def test_a_line_of_progress_comes_before_the_first_group_has_finished(
+def test_a_line_of_progress_counts_answers_before_the_first_group_has_finished(
     bench: Workbench, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("grpo.console.PLAIN_PROGRESS_EVERY_S", 0.0)
+    """Four problems with two answers each; a whole group is one of one token and one of three."""
+    monkeypatch.setattr("grpo.progress.PLAIN_PROGRESS_EVERY_S", 0.0)
 
     class Slow(Script):
         def sample(self, *args: Any, **options: Any) -> Iterator[Group]:
-            assert not args[4]()  # as the pool asks while nothing has come
-            assert "eval sums: 0/4 (0%) after" in capsys.readouterr().out
-            yield from super().sample(*args, **options)
+            watch = options["watch"]
+            watch(SoFar(1, 5))
+            assert "eval sums: 1/8 answers (12%), 5 tokens" in capsys.readouterr().out
+            for group in super().sample(*args, **options):
+                yield group
+                watch(SoFar(0, 2))
+                if len(self.asked) == 1:
+                    assert "eval sums: 2/8 answers (25%), 6 tokens" in capsys.readouterr().out
 
     bench.run(Slow(first_right))
+
+
+def test_answers_that_exist_already_count_from_the_beginning(
+    bench: Workbench, monkeypatch, capsys
+) -> None:
+    with pytest.raises(RuntimeError):
+        bench.run(Script(first_right, most=3))
+    monkeypatch.setattr("grpo.progress.PLAIN_PROGRESS_EVERY_S", 0.0)
+
+    class Watched(Script):
+        def sample(self, *args: Any, **options: Any) -> Iterator[Group]:
+            options["watch"](SoFar(1, 3))
+            assert "eval sums: 7/8 answers (88%), 15 tokens" in capsys.readouterr().out
+            yield from super().sample(*args, **options)
+
+    bench.run(Watched(first_right))
 
 
 # --- within a run ---

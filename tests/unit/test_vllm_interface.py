@@ -144,6 +144,7 @@ def made_up(tmp_path: Path) -> Path:
         ("def f(e: Engine): return [x.limit for x in [e]] + [e.name]", "Engine", "name"),
         ("class A(Engine):\n def stop(self, wait): return self.ready", "Engine", "ready"),
         ("class A(Engine):\n def stop(self, wait): pass", "Engine", "stop(wait)"),
+        ("def f(e: Engine): return [x.limit for x in e.values()]", "Engine", "limit"),
         ("join(1, 2, key=3)", "core.join", "(where, *, key=)"),
     ],
 )

@@ -16,6 +16,15 @@ ROOT = Path(__file__).parents[2]
 COMES_OUT = {
     "vllm.v1.engine.async_llm.AsyncLLM.from_engine_args": "vllm.v1.engine.async_llm.AsyncLLM",
     "vllm.v1.engine.async_llm.AsyncLLM.generate": "vllm.outputs.RequestOutput",
+    "vllm.v1.engine.async_llm.AsyncLLM.output_processor": (
+        "vllm.v1.engine.output_processor.OutputProcessor"
+    ),
+    "vllm.v1.engine.output_processor.OutputProcessor.request_states": (
+        "vllm.v1.engine.output_processor.RequestState"
+    ),
+    "vllm.v1.engine.output_processor.RequestState.detokenizer": (
+        "vllm.v1.engine.detokenizer.IncrementalDetokenizer"
+    ),
     "vllm.outputs.RequestOutput.outputs": "vllm.outputs.CompletionOutput",
     "vllm.outputs.RequestOutput.prompt_logprobs": "vllm.logprobs.Logprob",
     "vllm.outputs.CompletionOutput.logprobs": "vllm.logprobs.FlatLogprobs",
@@ -28,6 +37,7 @@ COMES_OUT = {
     ),
 }
 _PASSED_THROUGH = {"list", "enumerate", "sorted", "tuple"}
+_OF_DICTIONARIES = {"values"}  # what a dictionary that holds a symbol has, and not the symbol
 
 
 @dataclass
@@ -138,16 +148,20 @@ class _Reader(ast.NodeVisitor):
     def visit_Call(self, node: ast.Call) -> None:
         keywords = {word.arg for word in node.keywords if word.arg is not None}
         function, positional = node.func, len(node.args)
-        if isinstance(function, ast.Attribute) and (owner := self._symbol(function.value)):
+        if isinstance(function, ast.Attribute) and (owner := self._owner(function)):
             self._use(owner, function.attr, positional, keywords)
         elif isinstance(function, ast.Name) and (symbol := self._symbol(function)):
             self._use(symbol, "", positional, keywords)
         self.generic_visit(node)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if owner := self._symbol(node.value):
+        if owner := self._owner(node):
             self._use(owner, node.attr)
         self.generic_visit(node)
+
+    def _owner(self, node: ast.Attribute) -> str | None:
+        """vLLM's symbol that an attribute is read of."""
+        return None if node.attr in _OF_DICTIONARIES else self._symbol(node.value)
 
     def _use(
         self,
@@ -182,6 +196,8 @@ class _Reader(ast.NodeVisitor):
                 return self._symbol(node.values[0])
             case ast.BinOp():  # X | None
                 return self._symbol(node.left)
+            case ast.Call(func=ast.Attribute(attr=name)) if name in _OF_DICTIONARIES:
+                return self._symbol(node.func.value)
             case ast.Attribute():
                 owner = self._symbol(node.value)
                 return COMES_OUT.get(f"{owner}.{node.attr}")
