@@ -123,7 +123,8 @@ def _build(config: BuildConfig, recipe: Recipe, folder: Path, screen: Screen) ->
     screen.note(f"built a Qwen3 of {millions:.2f} M parameters, {config.layers} layers")
     facts: dict[str, Any] = {"parameters_m": millions, "seed": recipe.seed}
     if config.warm_start is not None:
-        accuracy = _warm_start(model, tokenizer, config.warm_start, recipe, screen)
+        with screen.waiting("warm start of the new model"):
+            accuracy = _warm_start(model, tokenizer, config.warm_start, recipe, screen)
         facts["warm_start_accuracy"] = accuracy
     save_pretrained(model, tokenizer, folder)
     (folder / BUILT).write_text(json.dumps(facts))

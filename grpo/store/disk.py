@@ -49,7 +49,8 @@ class PatientDisk:
                 f"{fault}\nThe run waits for it, {left_s / 60:.0f} more minutes at most "
                 "(disk.wait_minutes), and tries again every minute"
             )
-            pause(min(_RETRY_S, left_s), self._stop)
+            with self._screen.waiting(f"{what}: waiting for room on the disk"):
+                pause(min(_RETRY_S, left_s), self._stop)
 
 
 def as_disk_full(what: str, error: OSError | DiskFull) -> DiskFull | None:

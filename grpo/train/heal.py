@@ -79,7 +79,8 @@ class Restarts:
             f"{fault}\nThe run goes on from what is saved, with workers that are started anew, in "
             f"{wait_s:.0f} s ({self.so_far})"
         )
-        pause(wait_s, self.stop)
+        with self.screen.waiting("until the workers are started anew"):
+            pause(wait_s, self.stop)
         self.stop.check()
         forget_machines()  # there may be fewer of them now
 

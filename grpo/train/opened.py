@@ -67,37 +67,30 @@ def open_run(
     have been read already."""
     with ExitStack() as stack:
         model = prepare_model(recipe, folder.model, screen)
-        tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
-        placement = place(recipe, model)
-        rows = load_rows(recipe.data) if rows is None else rows
-        check_lengths(recipe, rows, tokenizer, placement.max_model_len)
-        stream = PromptStream(
-            rows,
-            recipe.data,
-            tokenizer,
-            seed=recipe.seed,
-            longest_prompt=placement.max_model_len - recipe.rollout.max_tokens,
-        )
+        with screen.waiting("reading tokenizer and data"):
+            tokenizer, placement, stream = _read(recipe, rows, model)
         canary = _canary(stream, placement.max_model_len - 1)
         _announce(recipe, model, placement, screen)
-        cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
-        verifier = stack.enter_context(_verifier_pool(recipe))
-        shadows = stack.enter_context(open_shadows(recipe))
-        rollouts, learner = start_workers(cluster, recipe, model, placement)
-        sync = WeightSync(
-            learner,
-            rollouts,
-            recipe.sync,
-            placement.transport,
-            canary,
-            colocated=placement.colocated,
-            rest_weights=recipe.learner.offload_weights,
-        )
-        sync.open(cluster, recipe.rollout.tensor_parallel)
+        with screen.waiting("starting Ray and the verifier") as spell:
+            cluster = stack.enter_context(Cluster(folder.path / "logs", placement.colocated))
+            verifier = stack.enter_context(_verifier_pool(recipe))
+            shadows = stack.enter_context(open_shadows(recipe))
+            spell.say("loading the model into vLLM and DeepSpeed")
+            rollouts, learner = start_workers(cluster, recipe, model, placement)
+            sync = WeightSync(
+                learner,
+                rollouts,
+                recipe.sync,
+                placement.transport,
+                canary,
+                colocated=placement.colocated,
+                rest_weights=recipe.learner.offload_weights,
+            )
+            spell.say("connecting vLLM and DeepSpeed")
+            sync.open(cluster, recipe.rollout.tensor_parallel)
         serials = left_out(folder.rollbacks)
         collector = Collector(recipe, stream, rollouts, verifier, shadows, serials)
         stack.callback(collector.close)
-        log = MetricsLog(folder.metrics)
         yield Opened(
             cluster=cluster,
             tokenizer=tokenizer,
@@ -111,9 +104,27 @@ def open_run(
             collector=collector,
             policy_update=PolicyUpdate(recipe, learner),
             colocated=placement.colocated,
-            log=log,
+            log=MetricsLog(folder.metrics),
             board=board(),
         )
+
+
+def _read(
+    recipe: Recipe, rows: Sequence[Row] | None, model: str
+) -> tuple[Any, Placement, PromptStream]:
+    """The tokenizer, the layout that the model gets, and the prompts."""
+    tokenizer = load_tokenizer(model, recipe.model.trust_remote_code)
+    placement = place(recipe, model)
+    rows = load_rows(recipe.data) if rows is None else rows
+    check_lengths(recipe, rows, tokenizer, placement.max_model_len)
+    stream = PromptStream(
+        rows,
+        recipe.data,
+        tokenizer,
+        seed=recipe.seed,
+        longest_prompt=placement.max_model_len - recipe.rollout.max_tokens,
+    )
+    return tokenizer, placement, stream
 
 
 def _verifier_pool(recipe: Recipe) -> VerifierPool:

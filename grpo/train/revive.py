@@ -31,15 +31,17 @@ class Revival:
             f"rest of the run goes on ({self._restarts.so_far})"
         )
         starting: list[Call] = []
-        for index, engine in enumerate(engines):
-            if engine.name in lost:
-                engines[index] = self._parts.cluster.replace(engine)
-                starting.append(engines[index].call("start"))
-        self._wait(starting)
-        sync = self._parts.sync
-        sync.open(self._parts.cluster, self._recipe.rollout.tensor_parallel)
-        sync.update(version)
-        sync.check_canary(self._recipe.model.dtype)
+        with self._restarts.screen.waiting(f"loading the model into {', '.join(lost)}") as spell:
+            for index, engine in enumerate(engines):
+                if engine.name in lost:
+                    engines[index] = self._parts.cluster.replace(engine)
+                    starting.append(engines[index].call("start"))
+            self._wait(starting)
+            spell.say("weights to the engines")
+            sync = self._parts.sync
+            sync.open(self._parts.cluster, self._recipe.rollout.tensor_parallel)
+            sync.update(version)
+            sync.check_canary(self._recipe.model.dtype)
         for name in lost:
             stream.found(name)
         self._restarts.screen.note(f"step {step}: {', '.join(lost)} samples again")

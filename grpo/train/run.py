@@ -33,7 +33,8 @@ def train(recipe: Recipe, screen: Screen, resume: str = "auto") -> RunFolder:
     new), or a checkpoint folder. Raises UserError, RunError, Interrupted.
     """
     import_plugins(recipe.plugin_names())
-    checked = check_recipe(recipe)
+    with screen.waiting("checking the recipe"):
+        checked = check_recipe(recipe)
     folder = RunFolder(run_folder(recipe))
     folder.path.mkdir(parents=True, exist_ok=True)
     with folder.lock(), StopRequest(screen, recipe.stop.grace_s).listening() as stop:
@@ -113,9 +114,11 @@ def _final_eval_due(recipe: Recipe, folder: RunFolder) -> bool:
 
 def _summary(folder: RunFolder, screen: Screen) -> None:
     """Curves, and accuracy at the first evaluation, at its peak and at the last one."""
-    from grpo.report.curves import write_curves  # matplotlib, which only the end of a run needs
+    with screen.waiting("drawing the curves"):
+        from grpo.report.curves import write_curves  # matplotlib, which only the end needs
 
-    for path in write_curves(folder):
+        written = write_curves(folder)
+    for path in written:
         screen.note(f"wrote {path}")
     evaluations = evaluate.history(eval_path(folder, 0).parent)
     if len(evaluations) > 1:

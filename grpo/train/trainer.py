@@ -23,6 +23,7 @@ from grpo.train.heal import Restarts
 from grpo.train.health import SkippedSteps
 from grpo.train.metrics import drift_warning, group_metrics, staleness_metrics
 from grpo.train.opened import Opened
+from grpo.train.pace import Pace
 from grpo.train.paid import PaidFor
 from grpo.train.resume import eval_path, knows_evaluation
 from grpo.train.shadows import agreement
@@ -54,6 +55,7 @@ class Trainer:
         self.parts = parts
         self.disk = PatientDisk(recipe.disk.wait_minutes, screen, stop)
         self.progress = Progress()
+        self.pace, self.learning = Pace(), Pace()  # of steps, and of what the learner does in them
         self.cursor = parts.collector.cursor()
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.checkpoint_s = 0.0  # of one that was written since the last step
@@ -69,14 +71,16 @@ class Trainer:
     def restore(self, checkpoint: Path) -> None:
         """Goes on from a checkpoint: learner, data, estimator, and the engines' weights."""
         state, parts = TrainState.load(checkpoint), self.parts
-        parts.learner.restore(checkpoint)
+        with self.screen.waiting(f"restoring the learner from {checkpoint.name}"):
+            parts.learner.restore(checkpoint)
         parts.stream.load_state_dict(state.cursor)
         parts.policy_update.load_state_dict(state.extra)
         self.policy_state = parts.policy_update.state_dict()
         self.guards.load_state_dict(state.extra.get("health", {}))
         self.progress = Progress(state.step, state.extra["optimizer_steps"], state.tokens_seen)
-        parts.sync.update(state.policy_version)
-        parts.sync.check_canary(self.recipe.model.dtype)
+        with self.screen.waiting("first weights to the engines"):
+            parts.sync.update(state.policy_version)
+            parts.sync.check_canary(self.recipe.model.dtype)
         self.cursor = parts.collector.cursor()
         self.saved_step = state.step
         if checkpoint.parent.resolve() == self.folder.checkpoints.resolve():
@@ -87,8 +91,9 @@ class Trainer:
     def begin(self) -> None:
         """The engines, which have none yet as a rule, get the weights, and both score one sequence:
         what did not arrive shows before anything is sampled."""
-        self.parts.sync.update(0)
-        apart = self.parts.sync.check_canary(self.recipe.model.dtype)
+        with self.screen.waiting("first weights to the engines"):
+            self.parts.sync.update(0)
+            apart = self.parts.sync.check_canary(self.recipe.model.dtype)
         self.screen.note(
             f"engines and learner agree on the first prompts: {apart.mean:.1e} nats apart on "
             f"average, {apart.largest:.1e} at most"
@@ -142,24 +147,28 @@ class Trainer:
         parts, began = self.parts, time.monotonic()
         collected = parts.collector.collect(step, self.screen, self.stop)
         sampled_at = time.monotonic()
-        parts.sync.release_gpus()
-        learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
-        self.skipped.look(step, learned, parts.learner.num_not_finite)
+        with self.screen.waiting(f"step {step}: learning", self.learning.usual_s):
+            parts.sync.release_gpus()
+            learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
+            self.skipped.look(step, learned, parts.learner.num_not_finite)
         unreported = self._settle(step, learned, time.monotonic() - sampled_at)
         unreported.metrics["time/wait_s"] = sampled_at - began
-        stats, canary = self._sync(step)
+        with self.screen.waiting(f"step {step}: weights to the engines"):
+            stats, canary = self._sync(step)
         parts.collector.finish(step)
         unreported.metrics |= canary | {
             "time/sync_s": stats.seconds,
             "sync/bytes_per_s": stats.num_bytes / stats.seconds,
         }
         judged_at = time.monotonic()
-        shadowed = parts.shadows.judge(learned.collected.sampled)
+        with self.screen.waiting(f"step {step}: shadow verifiers"):
+            shadowed = parts.shadows.judge(learned.collected.sampled)
         ended = time.monotonic()
         unreported.groups = replace(learned.collected, sampled=shadowed)
         if names := [shadow.shown_as for shadow in self.recipe.verifier.shadows]:
             unreported.metrics |= agreement(shadowed, names) | {"time/shadow_s": ended - judged_at}
         unreported.metrics["time/step_s"] = ended - began
+        self.pace.took(ended - began)
 
     def _settle(self, step: int, learned: Learned, learn_s: float) -> Unreported:
         """The learner has taken the step: from here on it is finished, whatever happens to the
@@ -167,6 +176,7 @@ class Trainer:
         groups = learned.collected
         if not learned.optimizer_steps and not learned.suspects:
             self.screen.warn(f"step {step}: no group had unequal rewards, no update")
+        self.learning.took(learn_s)
         self.progress = Progress(
             step,
             self.progress.optimizer_steps + learned.optimizer_steps,
@@ -219,8 +229,9 @@ class Trainer:
         self.disk.write("metrics", lambda: self.parts.log.log(step, metrics))
         self.unreported = None
         self.parts.board.log(step, metrics)
-        left_s = (recipe.schedule.steps - step) * metrics.get("time/step_s", 0.0)
-        self.screen.step_line(step, recipe.schedule.steps, metrics, left_s)
+        usual_s, left = self.pace.usual_s, recipe.schedule.steps - step
+        eta_s = None if usual_s is None else left * usual_s
+        self.screen.step_line(step, recipe.schedule.steps, metrics, eta_s)
         if not self.warned_of_drift and (warning := drift_warning(step, metrics)):
             self.screen.warn(warning)
             self.warned_of_drift = True
@@ -258,7 +269,8 @@ class Trainer:
             raise Diverged(f"after step {self.progress.step} weights are not finite")
         began = time.monotonic()
         name = f"checkpoint of step {self.progress.step}"
-        self.disk.write(name, lambda: self._write_checkpoint(spare))
+        with self.screen.waiting(f"saving the {name}"):
+            self.disk.write(name, lambda: self._write_checkpoint(spare))
         self.saved_step, self.saved_at = self.progress.step, time.monotonic()
         self.checkpoint_s = self.saved_at - began
 

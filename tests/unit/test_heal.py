@@ -69,6 +69,24 @@ def test_a_dead_worker_sends_the_run_to_what_is_saved(tmp_path: Path):
     assert "in 2 s (1 of 3, heal.max_restarts)" in " ".join(told.getvalue().split())
 
 
+def test_the_wait_before_the_workers_start_anew_is_not_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, _ = restarts(tmp_path)
+    out, waits = StringIO(), [False]
+    made.screen = Screen(out, StringIO())
+    monkeypatch.setattr("grpo.progress.PLAIN_PROGRESS_EVERY_S", 0.0)
+
+    def wait(seconds: float, stop: object) -> None:
+        assert seconds == 2
+        while "until the workers are started anew: 0." not in out.getvalue():
+            waits[0] = True
+
+    monkeypatch.setattr("grpo.train.heal.pause", wait)
+    made.after(DEAD, 6)
+    assert waits[0]
+
+
 def test_a_run_that_began_from_another_ones_checkpoint_goes_back_to_that(tmp_path: Path):
     origin = save(tmp_path / "other", 8)
     made, _ = restarts(tmp_path / "run")

@@ -1,6 +1,8 @@
 """What is saved of a run in which something fails, and what must not be."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +17,7 @@ from grpo.fleet.weights import UpdateStats
 from grpo.store.checkpoint import RunFolder
 from grpo.store.log import read_metrics
 from grpo.train.groups import Collected
+from grpo.train.pace import Pace
 from grpo.train.trainer import Trainer
 from grpo.train.update import PolicyUpdate
 from tests.unit.made_parts import opened
@@ -176,3 +179,63 @@ def test_the_clock_brings_a_checkpoint_where_no_step_does(tmp_path: Path):
     scene.learner.answers_within = at(1, WorkerFault("x", "gone"), None)
     scene.run_until(RuntimeError)
     assert scene.saved is not None and scene.saved["step"] == 1
+
+
+# --- what is shown meanwhile ---
+
+
+class Titled(Screen):
+    """Keeps the titles of what is waited for, and how long that is said to take."""
+
+    def __init__(self, told: StringIO):
+        super().__init__(told, told)
+        self.titles: list[tuple[str, float | None]] = []
+
+    @contextmanager
+    def waiting(self, title: str, usual_s: float | None = None) -> Iterator[Any]:
+        self.titles.append((title, usual_s))
+        yield self
+
+
+def test_every_part_of_a_step_that_takes_long_is_named_while_it_lasts(tmp_path: Path):
+    scene = Scene(tmp_path, schedule={"steps": 2})
+    scene.trainer.screen = screen = Titled(scene.told)
+    scene.trainer.run()
+    titles = [title for title, _ in screen.titles]
+    assert titles == [
+        "step 1: learning",
+        "step 1: weights to the engines",
+        "step 1: shadow verifiers",
+        "step 2: learning",
+        "step 2: weights to the engines",
+        "step 2: shadow verifiers",
+        "saving the checkpoint of step 2",
+    ]
+    usual = dict(screen.titles)
+    assert usual["step 1: learning"] is None
+    assert usual["step 2: learning"] == scene.trainer.learning._first
+
+
+def test_the_first_weights_are_named_while_they_travel(tmp_path: Path):
+    scene = Scene(tmp_path)
+    scene.trainer.screen = screen = Titled(scene.told)
+    scene.part.sync.check_canary.return_value = Mock(mean=0.0, largest=0.0)
+    scene.trainer.begin()
+    assert screen.titles == [("first weights to the engines", None)]
+
+
+def test_what_is_left_of_a_run_is_told_by_the_usual_step(tmp_path: Path):
+    """Seven seconds each, whatever the last one took."""
+
+    class Fixed(Pace):
+        def took(self, seconds: float) -> None: ...
+
+        @property
+        def usual_s(self) -> float:
+            return 7.0
+
+    scene = Scene(tmp_path)
+    scene.trainer.pace = Fixed()
+    scene.trainer.run()
+    told = [line.split("ETA ")[1] for line in scene.told.getvalue().splitlines() if "ETA" in line]
+    assert told == ["35.0s", "28.0s", "21.0s", "14.0s", "7.0s", "0.0s"]
