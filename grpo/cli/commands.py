@@ -1,8 +1,10 @@
 """The `grpo` command. Heavy modules are imported by the command that needs them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +16,9 @@ from grpo.cli.recipes import recipes
 from grpo.cli.said import show_log
 from grpo.cli.verify import verify
 from grpo.errors import UserError
+
+if TYPE_CHECKING:
+    from grpo.console import Screen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,12 +70,13 @@ def train(
         grpo train tiny_cpu name=mine aggregate=token_mean schedule.steps=20
     """
     with exit_codes(RESUMES):
-        _check_machine()
-        from grpo.config.load import load_recipe
-        from grpo.console import Screen
-        from grpo.train.run import train as run
+        with _at_once(f"{recipe.stem}: reading the recipe") as screen:
+            _check_machine()
+            from grpo.config.load import load_recipe
+            from grpo.train.run import train as run
 
-        run(load_recipe(recipe, overrides or []), Screen(), resume)
+            loaded = load_recipe(recipe, overrides or [])
+        run(loaded, screen, resume)
 
 
 @app.command()
@@ -130,10 +136,10 @@ def evaluate(
     """
     with exit_codes(RESUMES):
         from grpo.config.load import load_suite
-        from grpo.console import Screen
 
         changes = overrides or []
         if answers is not None:
+            from grpo.console import Screen
             from grpo.eval.answers import evaluate_answers
 
             if target is not None and "=" not in target:
@@ -143,12 +149,25 @@ def evaluate(
             return
         if target is None or ("=" in target and not Path(target).exists()):
             raise UserError("what to evaluate is missing: a run, a model, or --answers FILE")
-        _check_machine()
-        from grpo.eval.run import EngineOptions, evaluate_model
+        with _at_once(f"{suite.stem} on {target}: reading the suite") as screen:
+            _check_machine()
+            from grpo.eval.run import EngineOptions, evaluate_model
 
-        extra = _engine_options(engine or [])
-        options = EngineOptions(dtype, engines, tensor_parallel, extra, trust_remote_code)
-        evaluate_model(target, load_suite(suite, changes), options, out, Screen())
+            extra = _engine_options(engine or [])
+            options = EngineOptions(dtype, engines, tensor_parallel, extra, trust_remote_code)
+            loaded = load_suite(suite, changes)
+        evaluate_model(target, loaded, options, out, screen)
+
+
+@contextmanager
+def _at_once(first_word: str) -> Iterator["Screen"]:
+    """Around the imports of a command that takes long: they take seconds, on a slow disk many."""
+    from grpo.console import Screen
+
+    screen = Screen()
+    screen.note(first_word)
+    with screen.waiting("importing"):
+        yield screen
 
 
 def _check_machine(missing_are_fine: bool = False) -> None:

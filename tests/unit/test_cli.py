@@ -1,12 +1,15 @@
 """Mistakes end with exit code 2 and words, never with a traceback."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from grpo.cli.commands import app
+from grpo.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,3 +141,35 @@ def test_an_unknown_dtype_lists_what_is_known():
 def test_an_engine_option_without_a_value_is_refused(option: str):
     result = run("eval", "some/model", "--suite", "eval/arithmetic.yaml", "--engine", option)
     assert result.exit_code == 2 and option in result.output, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first"),
+    [
+        (["train", "recipes/tiny_cpu.yaml"], "tiny_cpu: reading the recipe"),
+        (["eval", "some/model"], "arithmetic on some/model: reading the suite"),
+    ],
+)
+def test_a_command_that_takes_long_says_a_word_before_it_imports_anything(
+    arguments: list[str], first: str, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(**_: object) -> None:
+        raise UserError("the machine will not do")
+
+    monkeypatch.setattr("grpo.cli.commands._check_machine", fails)
+    lines = run(*arguments).output.splitlines()
+    assert lines == [first, "error: the machine will not do"]
+
+
+def test_the_first_word_needs_no_heavy_library():
+    program = (
+        "import grpo.cli.commands, grpo.console, sys\n"
+        "print({'torch', 'transformers', 'ray', 'vllm', 'deepspeed'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_answers_that_are_only_judged_are_told_nothing_before(tmp_path: Path):
+    result = run("eval", "--answers", str(tmp_path / "nowhere.jsonl"), "--suite", "arithmetic")
+    assert result.exit_code == 2 and "reading" not in result.output
