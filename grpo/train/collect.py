@@ -125,6 +125,7 @@ class Collector:
                 total, so_far = self._wait(step)
                 judging = so_far.ended == total and not self.is_complete(step)
                 outlook.show(bar, total, so_far, ", being judged" if judging else "")
+            outlook.show(bar, *self._wait(step))
         collected = self.take(step, screen)
         self._mean_length = mean_length(collected.sampled)
         return collected

@@ -239,7 +239,8 @@ class Rollout(RolloutWorker):
         self._gpu, self._memory = gpu, memory
         self._tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
         self._stop_token_ids = []
-        self._open, self._running, self._version = asyncio.Event(), set(), 0
+        self._open, self._version = asyncio.Event(), 0
+        self._groups, self._running = set(), {}
         self.started = False
 
     async def start(self) -> None:

@@ -14,6 +14,7 @@ from grpo.config.recipe import SyncConfig
 from grpo.errors import RunError
 from grpo.fleet.cluster import Cluster, gather
 from grpo.fleet.weights import WeightSync
+from grpo.rollout.outlook import SoFar
 from grpo.rollout.sampling import Sampling, group_seed
 from grpo.types import Group, Prompt, Row, ScoredGroup, Verdict
 from tests.e2e.conftest import CANARY, Pair, start_pair
@@ -60,6 +61,32 @@ def test_more_prompt_tokens_than_one_pass_holds_are_sampled_all_the_same(pair: P
     groups = list(pair.rollouts.sample(asked, 2, Sampling(4), lambda p: 1000 * p.serial))
     assert sorted(g.prompt.serial for g in groups) == list(range(60))
     assert worst_difference(pair, groups[:5]) <= 1e-4
+
+
+def test_an_engine_says_how_far_its_groups_are_while_they_are_sampled(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+):
+    """What it says is never more than what comes back, and grows towards it."""
+    monkeypatch.setattr("grpo.fleet.engines._ASK_S", 0.0)
+    asked = [Prompt(n, Row(str(n), "", ""), (3 + n % 10, 5, 8)) for n in range(40)]
+    stream = pair.rollouts.stream(8, Sampling(200), lambda p: 1000 * p.serial)
+    stream.submit(asked)
+    said: list[dict[int, SoFar]] = []
+    groups: dict[int, Group] = {}
+    while stream.running:
+        groups |= {group.prompt.serial: group for group in stream.finished(0.02)}
+        said.append(stream.so_far())
+    whole = {
+        serial: SoFar(len(group.responses), sum(len(r.token_ids) for r in group.responses))
+        for serial, group in groups.items()
+    }
+    for told in said:
+        for serial, so_far in told.items():
+            assert so_far.ended <= whole[serial].ended
+            assert so_far.tokens <= whole[serial].tokens
+    some = [so_far for told in said for serial, so_far in told.items()]
+    assert any(so_far.tokens > 0 for so_far in some), "tokens are seen before a group is whole"
+    assert any(0 < so_far.ended < 8 for so_far in some), "and so are answers"
 
 
 def test_sampler_and_learner_logprobs_agree_before_and_after_five_updates(pair: Pair):
