@@ -151,7 +151,7 @@ class Trainer:
             parts.sync.release_gpus()
             learned = parts.policy_update.learn(collected, self.progress.optimizer_steps)
             self.skipped.look(step, learned, parts.learner.num_not_finite)
-        unreported = self._settle(step, learned, time.monotonic() - sampled_at)
+            unreported = self._settle(step, learned, time.monotonic() - sampled_at)
         unreported.metrics["time/wait_s"] = sampled_at - began
         with self.screen.waiting(f"step {step}: weights to the engines"):
             stats, canary = self._sync(step)
@@ -221,14 +221,15 @@ class Trainer:
             return []
         recipe, step = self.recipe, self.unreported.step
         metrics, groups = self.unreported.metrics, self.unreported.groups
-        paid = self.paid_for.look_at(groups.sampled)
-        metrics |= paid.shares()
-        if recipe.logging.rollouts:
-            rollouts = self.folder.rollouts
-            self.disk.write("rollouts", lambda: write_rollouts(rollouts, step, groups.sampled))
-        self.disk.write("metrics", lambda: self.parts.log.log(step, metrics))
-        self.unreported = None
-        self.parts.board.log(step, metrics)
+        with self.screen.waiting(f"step {step}: writing it down"):
+            paid = self.paid_for.look_at(groups.sampled)
+            metrics |= paid.shares()
+            if recipe.logging.rollouts:
+                rollouts = self.folder.rollouts
+                self.disk.write("rollouts", lambda: write_rollouts(rollouts, step, groups.sampled))
+            self.disk.write("metrics", lambda: self.parts.log.log(step, metrics))
+            self.unreported = None
+            self.parts.board.log(step, metrics)
         usual_s, left = self.pace.usual_s, recipe.schedule.steps - step
         eta_s = None if usual_s is None else left * usual_s
         self.screen.step_line(step, recipe.schedule.steps, metrics, eta_s)

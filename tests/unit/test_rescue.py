@@ -206,9 +206,11 @@ def test_every_part_of_a_step_that_takes_long_is_named_while_it_lasts(tmp_path: 
         "step 1: learning",
         "step 1: weights to the engines",
         "step 1: shadow verifiers",
+        "step 1: writing it down",
         "step 2: learning",
         "step 2: weights to the engines",
         "step 2: shadow verifiers",
+        "step 2: writing it down",
         "saving the checkpoint of step 2",
     ]
     usual = dict(screen.titles)
