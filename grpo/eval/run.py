@@ -304,9 +304,10 @@ def evaluate_model(
     if why := refused(options.extra, of_eval=True):
         raise UserError(f"--engine sets {why}")
     model = target_model(target)
-    max_model_len = options.max_model_len(context_length(model, options.trust_remote_code))
-    tokenizer = load_tokenizer(model, options.trust_remote_code)
-    stop_tokens(model, tokenizer.eos_token_id)  # raises here what would end every engine
+    with screen.waiting("reading the tokenizer"):
+        max_model_len = options.max_model_len(context_length(model, options.trust_remote_code))
+        tokenizer = load_tokenizer(model, options.trust_remote_code)
+        stop_tokens(model, tokenizer.eos_token_id)  # raises here what would end every engine
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)

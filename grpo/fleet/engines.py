@@ -189,7 +189,10 @@ class RolloutStream:
                     self._ask(worker)
         there = [said for name, said in self._said.items() if said and name not in self._lost]
         return {
-            serial: said[key] for serial, key in self._keys.items() for said in there if key in said
+            key[0]: so_far
+            for said in there
+            for key, so_far in said.items()
+            if self._keys.get(key[0]) == key
         }
 
     def _ask(self, worker: Worker) -> None:

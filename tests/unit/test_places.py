@@ -1,6 +1,7 @@
 """Folders and disks that a run needs are looked at before anything is started."""
 
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from typer.testing import CliRunner, Result
 from grpo.cli.commands import app
 from grpo.config.load import load_recipe
 from grpo.config.recipe import Recipe
+from grpo.console import Screen
 from grpo.errors import UserError
 from grpo.fleet.places import check_places, unwritable
 from grpo.preflight import room
@@ -102,7 +104,7 @@ def test_a_cluster_that_is_joined_has_folders_of_its_own(monkeypatch):
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_made(tmp_path):
     assert "output is '/sys/runs'" in refused("output=/sys/runs")
     with pytest.raises(UserError, match="output is '/sys/runs'"):
-        train(recipe("output=/sys/runs"), None)  # pyright: ignore[reportArgumentType]
+        train(recipe("output=/sys/runs"), Screen(StringIO(), StringIO()))
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):
