@@ -26,6 +26,7 @@ from rich.table import Column
 from rich.text import Text
 
 PLAIN_PROGRESS_EVERY_S = 10.0
+_EARLY_S = 0.2  # a thread wakes a little late
 _SOON_S = 0.01  # between two looks at least
 
 
@@ -74,7 +75,7 @@ class Lines:
     @property
     def left_s(self) -> float:
         """Seconds until a line is due."""
-        return self._written_s + PLAIN_PROGRESS_EVERY_S - self.clock()
+        return self._written_s + PLAIN_PROGRESS_EVERY_S - _EARLY_S - self.clock()
 
     def take_turn(self) -> bool:
         """Whether a line is due: then the caller writes it, and nobody else."""

@@ -311,7 +311,7 @@ def evaluate_model(
     folder = Path(target) if Path(target).is_dir() else Path("runs") / target.replace("/", "--")
     out = out or folder / "eval" / f"{suite.name}.json"
     check_writable(out)
-    with StopRequest(screen).listening() as stop, ExitStack() as opened:
+    with StopRequest(screen).listening() as stop, ExitStack() as ending, ExitStack() as opened:
         disk = PatientDisk(0, screen, stop)  # the answers that there are wait for the next command
         bench = Bench(
             rollouts=_engines_on_demand(model, options, out.parent / "logs", screen, opened),
@@ -325,6 +325,7 @@ def evaluate_model(
             write=disk.write,
         )
         results = run_suite(suite, bench)
+        ending.enter_context(screen.waiting("ending the engines"))
     if not results:
         raise Interrupted
     disk.write("scores", lambda: save(results, out))

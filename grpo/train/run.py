@@ -85,7 +85,7 @@ def _attempt(
     folder, screen, stop = restarts.folder, restarts.screen, restarts.stop
     step = 0 if checkpoint is None else TrainState.load(checkpoint).step
     try:
-        with ExitStack() as opened:
+        with ExitStack() as ending, ExitStack() as opened:
             with stop.at_once():  # nothing is lost
                 parts = opened.enter_context(open_run(recipe, rows, folder, screen, board))
                 trainer = Trainer(recipe, folder, screen, stop, parts)
@@ -102,6 +102,7 @@ def _attempt(
             finally:
                 step = trainer.progress.step
                 stop.stop_the_clock()
+                ending.enter_context(screen.waiting("ending engines and learner"))
     except (WorkerFault, Diverged) as fault:
         return fault, step
     return None
