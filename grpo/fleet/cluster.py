@@ -18,7 +18,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import (
-    ActorDiedError,
     GetTimeoutError,
     OutOfMemoryError,
     RayActorError,
@@ -168,31 +167,23 @@ class Call:
         the worker's own words for anything else."""
         try:
             return self.future.result()
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
+        except RayError as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
                 raise error.cause from None
-            raise WorkerFault(
-                self._where,
-                f"{self.worker.name} failed in {self.method}: "
-                f"{type(error.cause).__name__}: {error.cause}\nIts log: {self.worker.log}",
-            ) from error
-        except (ActorDiedError, RayActorError) as error:
-            raise WorkerFault(
-                self._where,
-                f"{self.worker.name} died during {self.method}. The end of its log "
-                f"({self.worker.log}):\n{self.worker.log_tail()}",
-            ) from error
-        except OutOfMemoryError as error:
-            raise WorkerFault(
-                self._where,
-                f"{self.worker.name} was killed during {self.method}: {out_of_memory(str(error))}",
-            ) from error
-        except RayError as error:  # Ray itself has lost the worker's machine, or its own parts
-            raise WorkerFault(
-                self._where,
-                f"{self.worker.name} cannot be reached in {self.method}: "
-                f"{type(error).__name__}: {error}",
-            ) from error
+            raise WorkerFault(self._where, self._words(error)) from error
+
+    def _words(self, error: RayError) -> str:
+        name, log = self.worker.name, self.worker.log
+        if isinstance(error, RayTaskError):
+            what = f"{type(error.cause).__name__}: {error.cause}"
+            return f"{name} failed in {self.method}: {what}\nIts log: {log}"
+        if isinstance(error, RayActorError):
+            tail = self.worker.log_tail()
+            return f"{name} died during {self.method}. The end of its log ({log}):\n{tail}"
+        if isinstance(error, OutOfMemoryError):
+            return f"{name} was killed during {self.method}: {out_of_memory(str(error))}"
+        # Ray itself has lost the worker's machine, or its own parts.
+        return f"{name} cannot be reached in {self.method}: {type(error).__name__}: {error}"
 
     def answer(self) -> Any:
         """The outcome of a finished call on which nothing depends; None where it failed."""

@@ -7,10 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Every file at the root; a new one belongs into a folder, or here with a reason.
 ROOT_FILES = {
-ROOT_FILES = {
     *("__init__", "console", "errors", "parent", "plugins", "progress", "registry", "stop"),
     *("thinking", "types"),
-}
 }
 FLOORS = {
     "config": 0,
