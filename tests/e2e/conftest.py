@@ -14,6 +14,7 @@ from grpo.fleet.weights import WeightSync
 from grpo.learner.build import build_model, build_tokenizer, save_pretrained
 from grpo.learner.spec import LearnerSpec
 from grpo.rollout.engine import EngineSpec
+from tests.e2e import real
 
 CANARY = [3, 7, 4, 8, 5, 9, 6, 10]
 
@@ -37,6 +38,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         folders[name] = tmp_path_factory.mktemp(name)
         save_pretrained(build_model(config, tokenizer, seed=1), tokenizer, folders[name])
     return folders
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct."""
+    return real.fetched()
+
+
+@pytest.fixture(scope="session")
+def wide(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with more rows in its embedding than there are tokens, and two end tokens."""
+    return real.widened(smollm2, tmp_path_factory.mktemp("real") / "wide")
 
 
 @pytest.fixture(scope="session")
