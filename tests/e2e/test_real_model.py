@@ -164,11 +164,10 @@ class Further:
 @pytest.fixture(scope="module")
 def float32(cluster: Cluster, wide: Path, prompts: list[Prompt], tmp_path_factory):
     learner, folder = start_rank(cluster, wide), tmp_path_factory.mktemp("float32")
-    with (
-        engine_of(cluster, wide, load_format="dummy") as engine,
-        two_steps(cluster, learner, engine, "float32", prompts, folder) as trained,
-    ):
-        yield trained, further(trained, wide)
+    with engine_of(cluster, wide, load_format="dummy") as engine:
+        with two_steps(cluster, learner, engine, "float32", prompts, folder) as trained:
+            found = further(trained, wide)  # then the learner's memory is free for another
+        yield trained, found
 
 
 def further(trained: Trained, model: Path) -> Further:
