@@ -44,18 +44,19 @@ class Outlook:
         """`more`: what else is to be said of it."""
         if self._before is None:
             self._before = so_far.tokens
-        elapsed_s = self._clock() - self._began_s
-        rate = (so_far.tokens - self._before) / elapsed_s if elapsed_s > 0 else 0.0
+        elapsed_s, sampled = self._clock() - self._began_s, so_far.tokens - self._before
+        rate = sampled / elapsed_s if elapsed_s > 0 else 0.0
         detail = f"{so_far.tokens:,} tokens"
         if rate > 0:
             detail += f", {rate:,.0f} tokens/s"
-        bar.update(so_far.ended, total, f"{detail}{more}", self._left(total, so_far, rate))
+        bar.update(so_far.ended, total, f"{detail}{more}", self._left(total, so_far, sampled, rate))
 
-    def _left(self, total: int, so_far: SoFar, rate: float) -> str:
+    def _left(self, total: int, so_far: SoFar, sampled: int, rate: float) -> str:
         left = total - so_far.ended
         if not left:
             return duration(0.0)
-        if rate <= 0:
+        # Until then prompts are being read, and the rate says nothing.
+        if sampled < left or rate <= 0:
             return "?"
         mean = self._mean_length(total, so_far)
         rest = max(left, total * (mean or self._max_tokens) - so_far.tokens)

@@ -48,6 +48,9 @@ def after_ten_seconds(
         (1, 70, 5.0, "1.0s"),
         (8, 500, None, "0.0s"),
         (0, 0, None, "?"),
+        # Not a token for each: the prompts are still being read.
+        (0, 7, None, "?"),
+        (1, 6, 50.0, "?"),
     ],
 )
 def test_what_is_left_by_tokens(ended: int, tokens: int, mean: float | None, left: str) -> None:
