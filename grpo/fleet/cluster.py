@@ -181,7 +181,7 @@ class Call:
             tail = self.worker.log_tail()
             return f"{name} died during {self.method}. The end of its log ({log}):\n{tail}"
         if isinstance(error, OutOfMemoryError):
-            return f"{name} was killed during {self.method}: {out_of_memory(str(error))}"
+            return f"{name} was killed during {self.method}: {out_of_memory(name, str(error))}"
         # Ray itself has lost the worker's machine, or its own parts.
         return f"{name} cannot be reached in {self.method}: {type(error).__name__}: {error}"
 

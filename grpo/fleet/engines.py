@@ -136,6 +136,7 @@ class RolloutStream:
     def found(self, name: str) -> None:
         """The engine has a new process, with the weights of the others."""
         del self._lost[name]
+        self._mute.discard(name)
         self._said.pop(name, None)
 
     def submit(self, prompts: Sequence[Prompt]) -> None:

@@ -8,14 +8,21 @@ _MOST_PROCESSES = 4
 _NAME_CHARACTERS = 60
 
 
-def out_of_memory(words: str) -> str:
-    """`words`: Ray's. How full the machine was, and of what."""
+_LESS = {
+    "learner": "a smaller learner.micro_batch_tokens or model.gradient_checkpointing=true",
+    "rollout": "fewer engines or a smaller kv_cache_memory_bytes for each (rollout.engine, or "
+    "--engine of grpo eval)",
+}
+
+
+def out_of_memory(name: str, words: str) -> str:
+    """`words`: Ray's, of the worker that it killed. How full the machine was, and of what."""
     used = _USED.search(words)
     full = f" ({used[1]} of {used[2]} GB)" if used else ""
     largest = [f"{name[:_NAME_CHARACTERS]} {size} GB" for size, name in _TOP.findall(words)]
     whose = f"; the largest processes: {', '.join(largest[:_MOST_PROCESSES])}" if largest else ""
+    less = _LESS.get(name.partition("-")[0], "fewer workers")
     return (
         f"the machine's memory was full{full}, and Ray killed it{whose}. See what else runs there; "
-        "a run needs less with a smaller learner.micro_batch_tokens, with "
-        "model.gradient_checkpointing=true or with fewer rollout.engines"
+        f"it needs less with {less}"
     )

@@ -102,7 +102,7 @@ class RolloutWorker:
             async for output in self._engine.generate(tokens, params, name):
                 final = output.outputs[0]
         finally:
-            del self._running[name]
+            self._running.pop(name, None)
         assert final is not None, f"vLLM ended request {name} without an output"
         group.ended += 1
         group.tokens += len(final.token_ids)

@@ -26,7 +26,7 @@ Refer to the documentation on how to address the out of memory issue"""
 
 
 def test_how_full_the_machine_was_and_of_what_is_one_sentence_and_what_helps_another():
-    words = out_of_memory(RAYS)
+    words = out_of_memory("learner-0", RAYS)
     assert words.startswith(
         "the machine's memory was full (21.84 of 23.54 GB), and Ray killed it; the largest "
         "processes: ray::_Host.call 7.08 GB, ray::_Host.call 4.95 GB, VLLM::EngineCore 2.81 GB, "
@@ -36,9 +36,14 @@ def test_how_full_the_machine_was_and_of_what_is_one_sentence_and_what_helps_ano
 
 
 def test_words_that_are_not_known_are_left_out():
-    assert out_of_memory("something new").startswith(
+    assert out_of_memory("rollout-1", "something new").startswith(
         "the machine's memory was full, and Ray killed it. See"
     )
+
+
+def test_what_helps_is_for_the_worker_that_was_killed():
+    words = out_of_memory("rollout-1", RAYS)
+    assert "kv_cache_memory_bytes" in words and "learner" not in words
 
 
 def test_a_worker_that_was_killed_for_its_memory_is_a_fault_with_these_words():

@@ -13,8 +13,6 @@ class Bar:
 
     def advance(self, n: int = 1) -> None: ...
 
-    def extend(self, n: int) -> None: ...
-
     def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
         self.told = done, total, detail, left
 

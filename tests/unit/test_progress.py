@@ -5,10 +5,12 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from grpo.console import Screen
+from grpo.progress import PlainSpell
 from tests.unit.test_console import Clock, Terminal
 
 
@@ -125,7 +127,7 @@ def test_work_without_parts_says_how_long_it_has_taken_and_usually_takes(always:
 def test_short_work_without_parts_is_silent_and_leaves_no_thread() -> None:
     out, clock = io.StringIO(), Clock()
     with Screen(out, clock=clock).waiting("saving"):
-        clock.now_s = 9.9
+        clock.now_s = 9.7
         assert len(watchers()) == 1
     assert out.getvalue() == "" and not watchers()
 
@@ -231,3 +233,55 @@ def test_a_reader_that_is_gone_ends_the_lines_and_not_the_work(
     with Screen(Gone()).waiting("learning"):
         wait_until(lambda: not watchers())
     assert not told
+
+
+def test_a_system_without_threads_costs_the_lines_and_not_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    out, done = io.StringIO(), []
+    with Screen(out).waiting("learning"):
+        done.append("outer")
+        with Screen(out).progress("judging", 1):
+            done.append("inner")
+    assert done == ["outer", "inner"] and out.getvalue() == ""
+
+
+def test_what_a_signal_cuts_short_is_not_shown_again(
+    always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the inner one is being ended."""
+    out = io.StringIO()
+    screen, stop = Screen(out), PlainSpell.stop
+
+    def cut_short(self: PlainSpell) -> None:
+        stop(self)
+        if "inner" in self._line():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(PlainSpell, "stop", cut_short)
+    with suppress(KeyboardInterrupt), screen.waiting("outer"), screen.waiting("inner"):
+        pass
+    before = out.getvalue().count("inner")
+    with screen.waiting("next"):
+        wait_until(lambda: "next" in out.getvalue())
+    wait_until(lambda: not watchers())
+    assert out.getvalue().count("inner") == before
+
+
+def test_a_pipe_that_is_to_have_colours_and_a_dumb_terminal_get_lines(
+    always: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    pipe = io.StringIO()
+    with Screen(pipe).waiting("learning"):
+        wait_until(lambda: "learning: " in pipe.getvalue())
+    monkeypatch.delenv("FORCE_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    dumb = Terminal()
+    with Screen(dumb).waiting("learning"):
+        wait_until(lambda: "learning: " in dumb.getvalue())
+    assert "\x1b[?25l" not in pipe.getvalue() + dumb.getvalue()  # hides the cursor
