@@ -98,7 +98,7 @@ chaos: $(STAMP) ## 200 small runs to which one thing happens each, a table in .c
 	PYTHONPATH=. $(VENV)/bin/python benchmarks/chaos.py $(ARGS)
 
 .PHONY: real
-real: $(STAMP) ## train a real language model (SmolLM2-135M) on questions in words, accuracy before and after (an hour)
+real: $(STAMP) ## train a real language model (SmolLM2-135M) on questions in words, accuracy before and after (a quarter of an hour)
 	PATH="$(dir $(abspath $(UV))):$$PATH" PYTHONPATH=. $(VENV)/bin/python benchmarks/real.py $(ARGS)
 
 .PHONY: stops
