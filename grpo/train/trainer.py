@@ -174,9 +174,10 @@ class Trainer:
         """The learner has taken the step: from here on it is finished, whatever happens to the
         engines."""
         groups = learned.collected
-        if not learned.optimizer_steps and not learned.suspects:
+        if learned.optimizer_steps or learned.suspects:
+            self.learning.took(learn_s)
+        else:
             self.screen.warn(f"step {step}: no group had unequal rewards, no update")
-        self.learning.took(learn_s)
         self.progress = Progress(
             step,
             self.progress.optimizer_steps + learned.optimizer_steps,
