@@ -24,9 +24,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from benchmarks.real_model import NotFetched, fetch
+from benchmarks.real_model import FOLDER, ORIGIN, NotFetched, fetch
 from grpo.console import Screen
 from grpo.data.stories import PEOPLE, THINGS
+from grpo.eval.history import history
+from grpo.eval.result import BenchmarkResult
 from grpo.eval.scores import Score, mean_score
 from grpo.progress import duration
 
@@ -63,28 +65,23 @@ class Judged:
     by_kind: dict[str, float]
 
 
-def judged(evaluation: Path) -> Judged:
-    """An evaluation of a run, its answers judged once more."""
-    (found,) = json.loads(evaluation.read_text())
-    rows = pq.read_table(evaluation.parent / found["answers"]).to_pylist()
-    rewarded: dict[int, list[float]] = {}
+def judged(folder: Path) -> list[Judged]:
+    """The evaluations in a run's folder of them, their answers judged once more."""
+    return [_judged(step, result, folder) for step, (result,) in history(folder).items()]
+
+
+def _judged(step: int, result: BenchmarkResult, folder: Path) -> Judged:
     mentioned: dict[int, list[float]] = {}
-    kinds: dict[str, list[float]] = {}
-    for row in rows:
+    for row in pq.read_table(folder / result.answers).to_pylist():
         right = mentions_only(row["response"], row["answer"])
-        rewarded.setdefault(row["serial"], []).append(row["reward"])
         mentioned.setdefault(row["serial"], []).append(float(right))
-        kinds.setdefault(dict(row["labels"])["kind"], []).append(row["reward"])
+    of_problems = [sum(marks) / len(marks) for marks in mentioned.values()]
     return Judged(
-        int(re.findall(r"\d+", evaluation.stem)[-1]),
-        _mean("rewarded", rewarded),
-        _mean("mentioned", mentioned),
-        {kind: sum(rewards) / len(rewards) for kind, rewards in sorted(kinds.items())},
+        step,
+        result.average,
+        mean_score("mentioned", [of_problems]),
+        {kind: part.average.value for kind, part in result.parts["kind"].items()},
     )
-
-
-def _mean(name: str, by_problem: dict[int, list[float]]) -> Score:
-    return mean_score(name, [[sum(marks) / len(marks) for marks in by_problem.values()]])
 
 
 def train(seed: int, model: Path, work: Path, changes: Sequence[str]) -> Path:
@@ -116,8 +113,8 @@ def show(folders: Sequence[Path], screen: Screen) -> None:
     for folder in folders:
         times = folder / _TIMES
         spent_s = sum(json.loads(times.read_text())) if times.is_file() else math.nan
-        evaluations = sorted((folder / "eval").glob("step_*.json"))
-        before, after = judged(evaluations[0]), judged(evaluations[-1])
+        evaluations = judged(folder / "eval")
+        before, after = evaluations[0], evaluations[-1]
         rows += [
             (
                 folder.name,
@@ -153,7 +150,7 @@ def main() -> None:
         description=words[0], epilog=words[2], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--work", type=Path, default=ROOT / ".real")
+    parser.add_argument("--work", type=Path, default=FOLDER)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE")
     given = parser.parse_args()
     for change in given.changes:
@@ -164,7 +161,7 @@ def main() -> None:
         model = fetch(MODEL, given.work / MODEL)
     except NotFetched as error:
         raise SystemExit(f"{MODEL} cannot be fetched: {error}") from None
-    screen.note(f"{model}: {(model / 'origin.txt').read_text().strip()}")
+    screen.note(f"{model}: {(model / ORIGIN).read_text().strip()}")
     show([train(seed, model, given.work, given.changes) for seed in given.seeds], screen)
 
 

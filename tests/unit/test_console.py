@@ -31,12 +31,17 @@ class Clock:
         return self.now_s
 
 
-@pytest.fixture(autouse=True)
-def a_wide_colour_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def colour_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """What rich takes a `Terminal` for."""
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+
+@pytest.fixture(autouse=True)
+def a_wide_colour_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    colour_terminal(monkeypatch, 200)
 
 
 METRICS = {

@@ -11,15 +11,12 @@ import pytest
 
 from grpo.console import Screen
 from grpo.progress import PlainSpell
-from tests.unit.test_console import Clock, Terminal
+from tests.unit.test_console import Clock, Terminal, colour_terminal
 
 
 @pytest.fixture(autouse=True)
 def a_terminal_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "160")
+    colour_terminal(monkeypatch, 160)
 
 
 @pytest.fixture

@@ -159,6 +159,6 @@ def test_an_evaluation_is_judged_once_more_by_the_other_rule(tmp_path: Path):
     store = AnswerStore(answers_folder(path) / "stories.parquet", {}, {})
     store.finish(groups)
     save([result_of("stories", groups, relative(store.path, tmp_path))], path)
-    found = judged(path)
+    (found,) = judged(tmp_path)
     assert (found.step, found.rewarded.value, found.mentioned.value) == (40, 0.25, 0.5)
     assert found.by_kind == {"amount": 0.5, "place": 0.0}
