@@ -144,10 +144,10 @@ class LearnerConfig(Section):
     micro_batch_tokens: int = Field(
         default=16384, ge=1, description="packed tokens per forward pass"
     )
-    shared_prefix: bool = Field(
-        default=False,
-        description="siblings in one micro-batch share one copy of their prompt: the same step, "
-        "sooner where prompts are long",
+    shared_prefix: bool | Literal["auto"] = Field(
+        default="auto",
+        description="siblings in one micro-batch share one copy of their prompt where that is "
+        "cheaper: the same step, sooner; auto: on CPUs, where it has been measured",
     )
     offload_optimizer: bool = Field(default=False, description="its state in host memory")
     offload_weights: bool = Field(

@@ -8,7 +8,7 @@ itself. transformers would build an [S, S] mask over the packed row and attend a
 import importlib.util
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,6 +22,9 @@ from transformers.integrations.flash_attention import flash_attention_forward
 from grpo.errors import UserError
 
 PACKED = "grpo_packed"
+# Short segments are attended to together under a mask, as long as they have no more tokens than
+# this: a call costs more than the pairs that the mask hides. Of 32 to 160 the fastest on a CPU.
+TOGETHER = 64
 # What some models expect of attention and ours does not do.
 _NOT_DONE = ("softcap", "s_aux")
 
@@ -59,6 +62,56 @@ class Segments:
         return Segments(self.lengths, self.contexts, starts, keys, key_index)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """Neighbouring segments that torch attends to in one call.
+
+    tokens: how many they have together; context: the call that is the prompt before them, -1
+        where there is none
+    mask: [tokens, context + tokens], 0 where they attend and -inf elsewhere; None for one segment,
+        which is causal
+    """
+
+    tokens: int
+    context: int
+    mask: Tensor | None
+
+
+def calls(where: Segments, dtype: torch.dtype) -> list[Call]:
+    """All segments, in order: those behind one prompt together, and those without one, while they
+    are short. The masks are of this dtype, as torch would make them so in every layer anew."""
+    found: list[Call] = []
+    call_of: dict[int, int] = {-1: -1}  # by prompt
+    for part in _together(where):
+        lengths, context = [where.lengths[n] for n in part], where.contexts[part[0]]
+        shared = where.lengths[context] if context >= 0 else 0
+        mask = _mask(lengths, shared) if len(part) > 1 else None
+        mask = None if mask is None else mask.to(where.cu_seqlens.device, dtype)
+        call_of[part[0]] = len(found)
+        found.append(Call(sum(lengths), call_of[context], mask))
+    return found
+
+
+def _together(where: Segments) -> Iterator[list[int]]:
+    """The numbers of the segments of each call. A prompt that others share has its own."""
+    prompts, part = set(where.contexts), [0]
+    for number in range(1, len(where.lengths)):
+        alike = where.contexts[number] == where.contexts[part[0]] and number not in prompts
+        short = sum(where.lengths[n] for n in (*part, number)) <= TOGETHER
+        if not (alike and short) or part[0] in prompts:
+            yield part
+            part = []
+        part.append(number)
+    yield part
+
+
+def _mask(lengths: Sequence[int], shared: int) -> Tensor:
+    """Of segments of these lengths behind a prompt of so many tokens."""
+    own = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths))
+    hidden = F.pad(own, (shared, 0), value=1.0) == 0
+    return torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+
+
 def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
     """How the micro-batch with these fields lies; see `grpo.types.MicroBatch`. Takes
     tensors on the host: reading them from a device would mean waiting for it."""
@@ -81,10 +134,11 @@ def segments(cu_seqlens: Tensor, position_ids_S: Tensor) -> Segments:
     return Segments(lengths, contexts, cu_seqlens, cu_seqlens_k, torch.cat(index))
 
 
-def arguments(implementation: str, where: Segments) -> dict[str, Any]:
-    """What the model's forward must be given besides the tokens."""
+def arguments(implementation: str, where: Segments, dtype: torch.dtype) -> dict[str, Any]:
+    """What a model of this dtype must be given besides the tokens."""
     if implementation == PACKED:
-        return {"segments": where}
+        by_call = not goes_to_varlen(where.cu_seqlens.device, dtype)
+        return {"segments": where, "calls": calls(where, dtype) if by_call else []}
     return {
         "cu_seq_lens_q": where.cu_seqlens,
         "cu_seq_lens_k": where.cu_seqlens_k,
@@ -105,33 +159,33 @@ def packed_attention(
     """query [1, heads, S, D], key and value [1, kv_heads, S, D] -> [1, S, heads, D]."""
     where: Segments = kwargs["segments"]
     _check(kwargs, where)
-    if goes_to_varlen(query.device, query.dtype):
+    if not kwargs["calls"]:
         return _varlen(query, key, value, where, kwargs["scaling"]), None
-    # One call for each: laying them into padded rows costs more, even where lengths are alike.
-    keys, values = key.split(where.lengths, 2), value.split(where.lengths, 2)
+    # Split, as the gradient of a slice would be as large as what it was cut from.
+    sizes = [call.tokens for call in kwargs["calls"]]
+    keys, values = key.split(sizes, 2), value.split(sizes, 2)
     parts = []
-    for number, q in enumerate(query.split(where.lengths, 2)):
-        k, v, context = keys[number], values[number], where.contexts[number]
-        if context >= 0:
-            k, v = torch.cat([keys[context], k], 2), torch.cat([values[context], v], 2)
-        parts.append(_causal(q, k, v, kwargs["scaling"]).transpose(1, 2))
+    for call, q, k, v in zip(kwargs["calls"], query.split(sizes, 2), keys, values, strict=True):
+        if call.context >= 0:
+            k, v = torch.cat([keys[call.context], k], 2), torch.cat([values[call.context], v], 2)
+        parts.append(_attend(q, k, v, call.mask, kwargs["scaling"]).transpose(1, 2))
     return torch.cat(parts, 1), None
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """query [1, heads, L, D] are the last L of the tokens of key and value [1, kv_heads, P + L, D].
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """query [1, heads, L, D] are the last L of the tokens of key and value [1, kv_heads, P + L, D];
+    causal without a mask.
 
     torch knows no causal mask aligned to the last token, so behind a prompt either the mask is
     written out, or P queries that nobody reads go before the others: whichever computes less.
     """
     length, before = query.shape[2], key.shape[2] - query.shape[2]
     shape = {"scale": scale, "enable_gqa": query.shape[1] != key.shape[1]}
-    if before == 0:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, **shape)
-    if length <= before:
+    if mask is None and 0 < length <= before:
         mask = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(before)
+    if mask is not None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **shape)
-    query = F.pad(query, (0, 0, before, 0))
+    query = F.pad(query, (0, 0, before, 0)) if before else query
     out = F.scaled_dot_product_attention(query, key, value, is_causal=True, **shape)
     return out[:, :, before:]
 

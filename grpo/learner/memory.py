@@ -35,9 +35,9 @@ FLOAT32 = 4
 ITEMSIZE = {"bfloat16": 2, "float32": FLOAT32}
 # Tiles of logits that the head holds, in elements; see grpo.learner.head_kernels.TILES.
 _HEAD_TILE = {"cpu": 1 << 22, "cuda": 1 << 26}
-# AdamW's temporaries of a sub-group: torch takes the root and divides it in two tensors on CPU,
-# where it goes tensor by tensor, and in place on CUDA.
-_ADAM_TEMPORARIES = {"cpu": 2 * FLOAT32, "cuda": FLOAT32}
+# AdamW's temporaries of a sub-group: torch takes the root of a moment on CUDA, and none in the one
+# pass that it makes on a CPU.
+_ADAM_TEMPORARIES = {"cpu": 0, "cuda": FLOAT32}
 # DeepSpeed takes the norm of a gradient in this precision, a parameter at a time.
 _NORM_BYTES = {"cpu": 8, "cuda": FLOAT32}
 

@@ -24,6 +24,7 @@ class Policy(nn.Module):
         self.model.lm_head = LogprobHead.replacing(model.lm_head)
         self._temperature = temperature
         self._attention = model.config._attn_implementation
+        self._dtype = model.dtype
 
     def forward(
         self,
@@ -42,7 +43,7 @@ class Policy(nn.Module):
             input_ids=input_ids_S[None],
             position_ids=position_ids_S[None],
             use_cache=False,
-            **attention.arguments(self._attention, where),
+            **attention.arguments(self._attention, where, self._dtype),
         ).last_hidden_state[0]
         chosen_TH = hidden.index_select(0, predict_T)
         if temperature is None:

@@ -71,4 +71,6 @@ def make_optimizer(model: torch.nn.Module, config: LearnerConfig) -> torch.optim
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        # On a CPU torch would go over memory eight times, and take two temporaries.
+        fused=config.offload_optimizer or not torch.cuda.is_available(),
     )

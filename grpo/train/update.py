@@ -22,6 +22,7 @@ from grpo.batch.cut import cut, imbalance
 from grpo.config.recipe import DifficultyConfig, Recipe
 from grpo.errors import RunError
 from grpo.fleet.learner import Learner
+from grpo.rollout.engine import on_gpu
 from grpo.store.checkpoint import SKIPPED
 from grpo.train.groups import Collected
 from grpo.types import Batch, ScoredGroup
@@ -118,7 +119,8 @@ class PolicyUpdate:
         batches = self._batches(parts, rollout_lengths(groups))
         ranks = len(self._learner.workers)
         budget = self._recipe.learner.micro_batch_tokens
-        shared = self._recipe.learner.shared_prefix
+        asked = self._recipe.learner.shared_prefix
+        shared = not on_gpu() if asked == "auto" else asked
         cuts = [cut(batch, ranks, budget, shared_prefix=shared) for batch in batches]
         self._learner.load(cuts)
         passes = self._recipe.schedule.passes

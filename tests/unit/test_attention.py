@@ -76,18 +76,21 @@ def with_gradients(out_SHD: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 def packed(rows: list[Row], inputs: list[Tensor], **kwargs: Any) -> Tensor:
     where = attention.segments(*(x.to(inputs[0].device) for x in lay(rows)))
-    out, _ = attention.packed_attention(
-        MODULE, *inputs, None, segments=where, scaling=SCALE, **kwargs
-    )
+    extra = attention.arguments(attention.PACKED, where, inputs[0].dtype)
+    q, k, v = inputs
+    out, _ = attention.packed_attention(MODULE, q, k, v, None, **extra, scaling=SCALE, **kwargs)
     return out[0]
 
 
 @examples(50)
-@given(some_rows)
-def test_segments_attend_to_themselves_and_to_their_prompt_alone(rows: list[Row]):
-    """Values and gradients in float64; answers longer and shorter than their prompts."""
+@given(some_rows, st.sampled_from([0, 6, attention.TOGETHER]))
+def test_segments_attend_to_themselves_and_to_their_prompt_alone(rows: list[Row], together: int):
+    """Values and gradients in float64; answers longer and shorter than their prompts, each in a
+    call of its own, some of them or all in one."""
     inputs = states(sum(prompt + sum(answers) for prompt, answers in rows))
-    ours = with_gradients(packed(rows, inputs), inputs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "TOGETHER", together)
+        ours = with_gradients(packed(rows, inputs), inputs)
     theirs = with_gradients(one_by_one(rows, *inputs), inputs)
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
@@ -115,7 +118,7 @@ def flash_varlen(
 def test_flash_attention_is_given_the_same_segments(rows: list[Row]):
     inputs = states(sum(prompt + sum(answers) for prompt, answers in rows))
     where = attention.segments(*lay(rows))
-    extra = attention.arguments("flash_attention_2", where)
+    extra = attention.arguments("flash_attention_2", where, torch.bfloat16)
     out, _ = attention.with_contexts(flash_varlen)(MODULE, *inputs, None, **extra)
     ours = with_gradients(out[0], inputs)
     theirs = with_gradients(one_by_one(rows, *inputs), inputs)
@@ -163,9 +166,30 @@ def test_no_segment_costs_what_another_is_long(monkeypatch: pytest.MonkeyPatch):
         return plain(query, key, value, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counting)
+    monkeypatch.setattr(attention, "TOGETHER", 0)
     packed([(9, []), (1, []), (3, [2, 5])], states(20))
     # alone: length squared; behind 3: 2 x 5 with a mask, or 8 x 8 with the prompt's rows again
     assert asked == [81, 1, 9, 10, 64]
+
+
+def test_short_neighbours_are_attended_to_in_one_call():
+    """At most 64 tokens in one: 30 and 34 are, 1 more is not; answers of one prompt are, those of
+    two are not, and never with what has no prompt."""
+    where = attention.segments(*lay([(30, []), (34, []), (1, [2, 3, 60]), (5, [4])]))
+    found = attention.calls(where, torch.float64)
+    assert [call.tokens for call in found] == [64, 1, 5, 60, 5, 4]
+    assert [call.context for call in found] == [-1, -1, 1, 1, -1, 4]
+    assert [call.mask is None for call in found] == [False, True, False, True, True, True]
+    # Behind one token of the prompt: two of the first answer, then three of the second.
+    mask = found[2].mask
+    assert mask is not None
+    assert mask.exp().int().tolist() == [
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 1, 1, 0],
+        [1, 0, 0, 1, 1, 1],
+    ]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

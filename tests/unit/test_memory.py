@@ -132,7 +132,7 @@ def kept_bytes(config: Any, dtype: torch.dtype, lora: LoraConfig | None) -> int:
             inputs_embeds=inputs * 1,
             position_ids=positions[None],
             use_cache=False,
-            **attention.arguments(attention.PACKED, where),
+            **attention.arguments(attention.PACKED, where, dtype),
         )
     assert output.last_hidden_state.requires_grad
     return sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in weights)

@@ -44,11 +44,13 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe.model_validate(base | changes)
 
 
-def group(serial: int, rewards: list[float], lengths: list[int]) -> ScoredGroup:
+def group(
+    serial: int, rewards: list[float], lengths: list[int], prompt_length: int = 1
+) -> ScoredGroup:
     answers = [
         Response(np.ones(n, np.int32), np.zeros(n, np.float32), "stop", (), "") for n in lengths
     ]
-    prompt = Prompt(serial, Row(str(serial), "", ""), (1,))
+    prompt = Prompt(serial, Row(str(serial), "", ""), (1,) * prompt_length)
     return ScoredGroup(Group(prompt, tuple(answers)), tuple(Verdict(r, "", "") for r in rewards))
 
 
@@ -63,7 +65,8 @@ def step_of(used: list[ScoredGroup], *flat: ScoredGroup) -> Collected:
     return Collected([*used, *flat], used)
 
 
-MIXED = [group(0, [1, 0], [2, 4]), group(1, [0, 1], [3, 3])]
+PARTS = [(0, [1.0, 0.0], [2, 4]), (1, [0.0, 1.0], [3, 3])]
+MIXED = [group(serial, rewards, lengths) for serial, rewards, lengths in PARTS]
 
 
 def test_one_optimizer_step_needs_no_logprobs_of_its_own():
@@ -74,7 +77,7 @@ def test_one_optimizer_step_needs_no_logprobs_of_its_own():
 
 
 def test_ranks_wait_for_the_one_whose_sequences_cost_more():
-    update, learner = updater()
+    update, learner = updater(learner={"shared_prefix": False})
     metrics = update.learn(step_of(MIXED), 0).metrics
     assert metrics["learn/imbalance"] == 0, "a rank alone waits for nobody"
     learner.workers.append(object())
@@ -82,6 +85,21 @@ def test_ranks_wait_for_the_one_whose_sequences_cost_more():
     # 3 + 5 tokens and 4 + 4: as many, but attention is quadratic, 34 against 32.
     eight = (8 + 34 / QUADRATIC_LENGTH, 8 + 32 / QUADRATIC_LENGTH)
     assert metrics["learn/imbalance"] == pytest.approx(1 - sum(eight) / (2 * max(eight)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "tokens"),
+    # Two prompts of 100 and 12 tokens of answers; four prompts where each answer has its own.
+    [("auto", False, 212), ("auto", True, 412), (False, False, 412), (True, True, 212)],
+)
+def test_on_a_cpu_siblings_share_their_prompt(
+    asked: object, on_gpu: bool, tokens: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("grpo.train.update.on_gpu", lambda: on_gpu)
+    update, learner = updater(learner={"shared_prefix": asked})
+    update.learn(step_of([group(n, r, m, 100) for n, r, m in PARTS]), 0)
+    micros = [micro for part in learner.loaded for rank in part for micro in rank]
+    assert sum(len(micro.input_ids_S) for micro in micros) == tokens
 
 
 def test_passes_and_minibatches_are_steps_under_one_set_of_old_logprobs():
