@@ -48,11 +48,16 @@ def _on_cpu(recipe: Recipe, shape: ModelShape, machine: Machine) -> list[Phase]:
     setting = setting_of(recipe, shape, machine.kind)
     engines, ranks = recipe.rollout.engines, recipe.learner.ranks
     kv_bytes = recipe.rollout.engine.get("kv_cache_memory_bytes", CPU_KV_CACHE_BYTES)
+    tensor_parallel = recipe.rollout.tensor_parallel
+    # vLLM's core beside the process that calls it, and its workers where there are several.
+    of_an_engine = 2 if tensor_parallel == 1 else 2 + tensor_parallel
     others = {
         "engines' weights": float(engines * setting.itemsize * shape.parameters),
         "engines' KV cache": float(engines * kv_bytes),
-        "libraries": (ranks + engines + 1) * LIBRARIES["cpu"],
+        "libraries": (ranks + engines * of_an_engine + 1) * LIBRARIES["cpu"],
     }
+    if recipe.sync.transport in ("auto", "shm"):
+        others["weight buckets"] = memory.sync_buckets(setting)  # all share them, and keep them
     limit = machine.gib * GIB
     host = memory.on_host(setting, colocated=False)
     return [

@@ -235,6 +235,28 @@ def test_a_folder_comes_before_what_the_package_knows(
     assert (shape.parameters, source) == (PARAMETERS, "Qwen/Qwen3-1.7B/config.json")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "processes", "shared"),
+    [
+        ([], 6 + 2 * 2 + 1, True),
+        (["rollout.tensor_parallel=2"], 6 + 2 * 4 + 1, True),
+        (["sync.transport=gloo"], 6 + 2 * 2 + 1, False),
+    ],
+)
+def test_on_a_cpu_an_engine_is_several_processes_and_buckets_are_shared_by_all(
+    load: Any, overrides: list[str], processes: int, shared: bool
+):
+    """Six ranks, two engines and the driver. An engine is a worker and vLLM's core, and as many
+    more as compute together. Of the buckets, the embedding is the larger tensor: 151,936 x 1,024
+    in bfloat16, twice."""
+    recipe = load(*overrides)
+    found = phase(recipe, "optimizer", "host", Machine("cpu", 500)).parts
+    assert found["libraries"] == pytest.approx(processes * 0.8 * GIB)
+    assert found.get("weight buckets") == (2 * 2 * 151_936 * 1024 if shared else None)
+    sync = phase(recipe, "sync", "host", Machine("cpu", 500)).parts
+    assert sync["weight buckets"] == (1 if shared else 6) * 2 * 2 * 151_936 * 1024
+
+
 def test_a_model_that_is_to_be_built_needs_no_file(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     demo = load_recipe(Path("recipes/tiny_cpu.yaml"))
