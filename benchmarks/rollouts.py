@@ -1,6 +1,8 @@
-"""How close `grpo train` comes to vLLM alone: sampled tokens per second, in one run, in turns.
+r"""How close `grpo train` comes to vLLM alone: sampled tokens per second, in one run, in turns.
 
-    .venv/bin/python benchmarks/rollouts.py [--model FOLDER] [--json FILE]
+    .venv/bin/python benchmarks/rollouts.py [--json FILE]
+    .venv/bin/python benchmarks/rollouts.py --model .real/smollm2-135m --data data/stories.yaml \
+        --prompts 12 --max-tokens 16
 
 Both sides serve the same weights, by default the demo's, with the same engine arguments,
 prompts, seeds and lengths. The bare side is `AsyncLLM.generate` on one event loop with nothing
@@ -10,6 +12,7 @@ detokenised.
 
 import argparse
 import asyncio
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -27,17 +30,20 @@ from grpo.fleet.engines import RolloutPool
 from grpo.learner.model_files import load_tokenizer
 from grpo.rollout.engine import EngineSpec, engine_arguments, engine_environment
 from grpo.rollout.sampling import Sampling, group_seed
+from grpo.rollout.stops import stop_tokens
 from grpo.sync.transport import BACKENDS
 from grpo.types import Prompt
 
-PROMPTS, SIBLINGS, MAX_TOKENS, ROUNDS = 16, 16, 96, 4
+SIBLINGS, ROUNDS = 16, 4
 
 
 class Bare:
     """An AsyncLLM in an actor, asked for all answers of a round in one call."""
 
-    def __init__(self, spec: EngineSpec):
+    def __init__(self, spec: EngineSpec, max_tokens: int, stop_token_ids: list[int]):
         self._spec = spec
+        self._max_tokens = max_tokens
+        self._stop_token_ids = stop_token_ids
 
     async def start(self) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -51,13 +57,13 @@ class Bare:
 
         async def one(prompt: Prompt, i: int) -> int:
             params = SamplingParams(
-                max_tokens=MAX_TOKENS,
+                max_tokens=self._max_tokens,
                 temperature=1.0,
                 seed=group_seed(0, step, prompt.serial) + i,
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
-                stop_token_ids=[1],
+                stop_token_ids=self._stop_token_ids,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             tokens: Any = {"prompt_token_ids": list(prompt.token_ids)}
@@ -73,11 +79,11 @@ class Bare:
         return sum(lengths), time.monotonic() - started
 
 
-def ours(pool: RolloutPool, prompts: list[Prompt], step: int) -> tuple[int, float]:
+def ours(pool: RolloutPool, prompts: list[Prompt], step: int, max_tokens: int) -> tuple[int, float]:
     started = time.monotonic()
     groups = list(
         pool.sample(
-            prompts, SIBLINGS, Sampling(MAX_TOKENS), lambda p: group_seed(0, step, p.serial)
+            prompts, SIBLINGS, Sampling(max_tokens), lambda p: group_seed(0, step, p.serial)
         )
     )
     seconds = time.monotonic() - started
@@ -88,19 +94,22 @@ def main(arguments: argparse.Namespace) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     model = str(arguments.model.resolve() if arguments.model else demo_model())
     spec = EngineSpec(model, "float32", 0, None, 1, BACKENDS["gloo"], {})
-    data = load_data("data/arithmetic.yaml")
-    stream = PromptStream(load_rows(data), data, load_tokenizer(model), seed=0, longest_prompt=256)
-    rounds = [stream.take(PROMPTS) for _ in range(ROUNDS + 1)]
+    extra = {"block_size": arguments.block_size} if arguments.block_size else {}
+    of_ours = dataclasses.replace(spec, extra=extra)
+    data, tokenizer = load_data(arguments.data), load_tokenizer(model)
+    stream = PromptStream(load_rows(data), data, tokenizer, seed=0, longest_prompt=256)
+    rounds = [stream.take(arguments.prompts) for _ in range(ROUNDS + 1)]
+    stops = stop_tokens(model, tokenizer.eos_token_id)
     rates: dict[str, list[float]] = {"grpo": [], "vllm": []}
     with Cluster(Path(tempfile.mkdtemp())) as cluster:
-        pool = RolloutPool(cluster.rollout_workers(spec, 1, None), 600)
+        pool = RolloutPool(cluster.rollout_workers(of_ours, 1, None), 600)
         options = {"runtime_env": {"env_vars": engine_environment()}, "num_cpus": 0}
-        bare = ray.remote(Bare).options(**options).remote(spec)
+        bare = ray.remote(Bare).options(**options).remote(spec, arguments.max_tokens, stops)
         bare_started = bare.start.remote()
         pool.start()
         ray.get(bare_started)
         sides = {
-            "grpo": lambda prompts, step: ours(pool, prompts, step),
+            "grpo": lambda prompts, step: ours(pool, prompts, step, arguments.max_tokens),
             "vllm": lambda prompts, step: ray.get(bare.round.remote(prompts, step)),
         }
         for step, prompts in enumerate(rounds):
@@ -127,4 +136,10 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     options = parser(__doc__)
     options.add_argument("--model", type=Path, help="a model folder")
+    options.add_argument("--data", default="data/arithmetic.yaml", help="a declaration of data/")
+    options.add_argument("--prompts", type=int, default=16, help="of a round, 16 answers to each")
+    options.add_argument("--max-tokens", type=int, default=96)
+    options.add_argument(
+        "--block-size", type=int, help="of our engine's cache; the bare one's stays"
+    )
     main(options.parse_args())
